@@ -1,0 +1,35 @@
+# `make demo` and `make test` are all that a fresh machine needs (Python >= 3.11 with pip, make, git).
+PYTHON ?= python3
+BIN := .venv/bin
+export MPLBACKEND := Agg
+
+.PHONY: demo test lint check clean
+
+demo: .venv/demo.stamp ## install the package with what a comparison needs, and run one
+	$(BIN)/torchplug compare --model torchplug:resnet8 --plug se --plug cbam --plug gc \
+	  --seeds 5 --data digits --name demo
+
+test: lint ## everything that CI runs
+	$(BIN)/python -m pytest
+
+lint: .venv/dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# pip >= 25.1 knows dependency groups
+.venv/pip.stamp:
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	touch $@
+
+.venv/demo.stamp: pyproject.toml constraints.txt .venv/pip.stamp
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[cli,compare,report]"
+	touch $@
+
+.venv/dev.stamp: pyproject.toml constraints.txt .venv/pip.stamp
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[all]" --group dev
+	touch $@ .venv/demo.stamp
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache

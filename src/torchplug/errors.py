@@ -1,0 +1,71 @@
+"""What torchplug raises.
+
+    TorchplugError
+    ├── UsageError   (also a ValueError)    an argument, a name or a file that cannot be used
+    ├── PlugError    (also a RuntimeError)  a plug that cannot be attached; the model is as before
+    └── MissingExtra (also an ImportError)  an optional package is not installed
+
+Every text has three parts, made by :func:`explain`: the rule, what was received, the way out.
+Constructors of modules raise a plain ``ValueError`` with the same three parts.
+"""
+
+import difflib
+import importlib
+from collections.abc import Iterable
+from types import ModuleType
+
+
+class TorchplugError(Exception):
+    """Base of everything that torchplug raises on purpose."""
+
+
+class UsageError(TorchplugError, ValueError):
+    """An argument, a name or a file cannot be used; nothing was written or changed."""
+
+
+class PlugError(TorchplugError, RuntimeError):
+    """A plug cannot be attached or does not work; the model is as it was before the call."""
+
+
+class MissingExtra(TorchplugError, ImportError):  # noqa: N818 - reads as what is wrong
+    """An optional package is needed; the text names the extra that brings it."""
+
+
+def explain(rule: str, got: str, fix: str) -> str:
+    """Return the text of an error from its three parts.
+
+    >>> explain("reduction must be at least 1", "reduction=0", "pass 1 to keep the full width")
+    'reduction must be at least 1: got reduction=0; pass 1 to keep the full width'
+    """
+    return f"{rule}: got {got}; {fix}"
+
+
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """Return a hint that names the choices closest to ``word``, or all of them if none is close.
+
+    >>> nearest("cbma", ["se", "cbam", "bam"])
+    "did you mean 'cbam' or 'bam'?"
+    >>> nearest("xyz", ["se", "cbam"])
+    "choose from 'se', 'cbam'"
+    """
+    known = list(choices)
+    close = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
+    if close:
+        return "did you mean " + " or ".join(repr(name) for name in close) + "?"
+    return "choose from " + ", ".join(repr(name) for name in known)
+
+
+def import_extra(package: str, *, extra: str, purpose: str) -> ModuleType:
+    """Import an optional package, or raise :class:`MissingExtra` naming the extra that has it."""
+    try:
+        return importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        top = package.partition(".")[0]
+        if (error.name or "").partition(".")[0] != top:
+            raise  # the package is there and one of its own imports is broken
+        text = explain(
+            f"{purpose} needs the package {top!r}",
+            "an environment without it",
+            f"install it with: pip install 'torchplug[{extra}]'",
+        )
+        raise MissingExtra(text) from error

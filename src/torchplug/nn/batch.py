@@ -1,0 +1,30 @@
+"""Refuse what batch normalization cannot do."""
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from torchplug.errors import explain
+
+
+def check_batch(x: Tensor, norm: nn.Module, *, owner: str) -> None:
+    """Raise if ``norm`` would normalize one value a channel in training.
+
+    A batch norm after a global pool sees one value for each image: with one image a device there
+    is no variance, and torch's own text names neither the module nor the way out.
+
+    Args:
+        x: what the norm is about to receive, ``(N, C, ...)``.
+        norm: the norm; anything but a batch norm in training passes.
+        owner: name of the module for the text.
+
+    Raises:
+        ValueError: for one value per channel.
+    """
+    if norm.training and isinstance(norm, _BatchNorm) and x.numel() == x.shape[1]:
+        text = explain(
+            f"{owner} normalizes a pooled vector over the batch and needs 2 images in training",
+            f"an input of shape {tuple(x.shape)}",
+            "use batches of 2 or more (drop_last=True), model.eval(), or another norm_layer=, "
+            "such as one that normalizes each image by itself",
+        )
+        raise ValueError(text)

@@ -1,0 +1,161 @@
+"""Attach modules to the output of a host's module without renaming anything.
+
+The host's module changes its class to a subclass made for it, and gets one child, the holder,
+which owns the plugs. Its own parameters keep their names, ``isinstance`` still holds, and the plug
+survives deepcopy, pickle, ``torch.compile`` and export. A forward hook or a wrapper does not:
+hooks vanish silently when a host rebuilds its layers, wrappers rename every weight.
+"""
+
+import types
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor, nn
+
+HOLDER = "torchplug"
+"""Name of the child that owns the plugs: weights are called ``<path>.torchplug.<plug>.…``."""
+
+_OWN_FORWARD = "_torchplug_forward"
+
+
+class Holder(nn.Module):
+    """Owns the plugs of one module, in the order in which they run.
+
+    Its own forward is the identity, because some hosts call every child of a module in turn.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``x``: the plugs run in :meth:`apply_plugs` only."""
+        return x
+
+    def apply_plugs(self, x: Tensor) -> Tensor:
+        """Pass ``x`` through the plugs."""
+        for plug in self._modules.values():
+            if plug is not None:
+                x = plug(x)
+        return x
+
+
+class _Plugged:
+    """What the class of a plugged module adds to the host's own class.
+
+    Each method answers something that a host or a tool was seen to do.
+    """
+
+    _torchplug_class: type[nn.Module]
+    torchplug: Holder
+    _modules: dict[str, nn.Module | None]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        # `type(module)(...)` in a host or a library means its own class; replication and copy
+        # protocols call `__new__` alone and mean a plugged one.
+        original = cls._torchplug_class
+        if args or kwargs:
+            return original(*args, **kwargs)
+        return object.__new__(cls)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        own = self.__dict__.get(_OWN_FORWARD, "forward")
+        output = getattr(super(), own)(*args, **kwargs)
+        holder = self._modules.get(HOLDER)
+        return output if holder is None else holder.apply_plugs(output)  # type: ignore[operator]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # A host that fuses its layers assigns another of its methods as forward: run that one,
+        # and the plugs after it. A foreign callable is stored; it decides by itself.
+        is_own_method = isinstance(value, types.MethodType) and value.__self__ is self
+        if name == "forward" and is_own_method:
+            is_defined = getattr(type(self), value.__name__, None) == value.__func__
+            if value.__name__ != "forward" and is_defined:
+                self.__dict__[_OWN_FORWARD] = value.__name__
+                return
+            if is_defined:
+                self.__dict__.pop(_OWN_FORWARD, None)
+                return
+        super().__setattr__(name, value)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # the subclass is made at run time: another process makes it again from the host's class
+        return _rebuild, (self._torchplug_class,), self.__getstate__()
+
+
+class _PluggedSequential(_Plugged):
+    """A container that counts, iterates and slices as before: the holder is not one of its own."""
+
+    def _own_children(self) -> "OrderedDict[str, nn.Module | None]":
+        return OrderedDict((k, child) for k, child in self._modules.items() if k != HOLDER)
+
+    def __iter__(self) -> Iterator[nn.Module | None]:
+        return iter(self._own_children().values())
+
+    def __len__(self) -> int:
+        return len(self._own_children())
+
+    def __getitem__(self, index: Any) -> Any:
+        children = self._own_children()
+        if isinstance(index, slice):
+            return self._torchplug_class(OrderedDict(list(children.items())[index]))
+        return list(children.values())[index]
+
+
+_CLASSES: dict[type[nn.Module], Any] = {}
+
+
+def _plugged_class(original: type[nn.Module]) -> Any:
+    """The subclass of a host's class that runs plugs, made once; it bears the host's name."""
+    if original not in _CLASSES:
+        _CLASSES[original] = _make_plugged_class(original)
+    return _CLASSES[original]
+
+
+def _make_plugged_class(original: type[nn.Module]) -> Any:
+    mixin = _PluggedSequential if issubclass(original, nn.Sequential) else _Plugged
+    members = {
+        "_torchplug_class": original,
+        "__module__": original.__module__,
+        "__qualname__": original.__qualname__,
+        "__doc__": original.__doc__,
+    }
+    return type(original.__name__, (mixin, original), members)
+
+
+def _rebuild(original: type[nn.Module]) -> Any:
+    return object.__new__(_plugged_class(original))
+
+
+def is_plugged(module: nn.Module) -> bool:
+    """Whether plugs are attached to this module itself."""
+    return isinstance(module, _Plugged)
+
+
+def attach(module: nn.Module, name: str, plug: nn.Module) -> None:
+    """Run ``plug`` on the output of ``module`` from now on, after the plugs it already has."""
+    if not is_plugged(module):
+        module.add_module(HOLDER, Holder())
+        module.__class__ = _plugged_class(type(module))
+    holder: Any = module._modules[HOLDER]
+    holder.add_module(name, plug)
+    holder.train(module.training)
+
+
+def detach(module: nn.Module, name: str) -> None:
+    """Remove one plug; with the last one the module gets its own class back."""
+    holder: Any = module._modules[HOLDER]
+    del holder._modules[name]
+    if not holder._modules:
+        del module._modules[HOLDER]
+        own = module.__dict__.pop(_OWN_FORWARD, None)
+        module.__class__ = type(module)._torchplug_class  # type: ignore[attr-defined]
+        if own is not None:  # what the host had asked for while it was plugged
+            module.forward = getattr(module, own)
+
+
+def find_plugs(model: nn.Module) -> list[tuple[str, str, nn.Module]]:
+    """Return every plug as (path of its host module, name, module), in the order of the model."""
+    return [
+        (path, name, plug)
+        for path, module in model.named_modules()
+        if is_plugged(module)
+        for name, plug in module._modules[HOLDER].named_children()
+    ]

@@ -1,0 +1,264 @@
+"""Find residual blocks, stages and the end of the backbone in a trace.
+
+A residual add joins two equal maps that come from one map inside the same module call, where one
+side (the shortcut) has nothing of its own, or at most a projection. A stage ends where the
+resolution is about to fall. The backbone ends before the map is collapsed for the head.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import nn
+
+from torchplug.surgery.trace import Call, Trace, Value
+
+_ADDS = {"add", "add_", "__add__", "__iadd__", "__radd__"}
+_JOINS = _ADDS | {"cat", "concat", "concatenate"}
+_MIXING = {"conv1d", "conv2d", "conv_transpose2d", "linear", "matmul", "bmm", "__matmul__"} | {
+    "einsum",
+    "deform_conv2d",
+    "scaled_dot_product_attention",
+}
+_POOLS = {"max_pool2d", "avg_pool2d", "lp_pool2d", "boolean_dispatch", "fn"} | {
+    "adaptive_avg_pool2d",
+    "adaptive_max_pool2d",
+}
+_FLATTENS = {"flatten", "view", "reshape"}
+_COLLAPSES = {"mean", "amax", "sum", *_FLATTENS, *_POOLS}
+_UPSAMPLES = {"interpolate", "upsample", "conv_transpose2d", "pixel_shuffle", "grid_sample"}
+_DOWNSAMPLES = _MIXING | _POOLS | {"__getitem__", "pixel_unshuffle", "interpolate"}
+# what a projection shortcut may consist of
+_LIGHT = {"batch_norm", "layer_norm", "group_norm", "instance_norm", "conv2d", "pad", "dropout"} | (
+    _POOLS | {"permute", "contiguous", "to", "type", "clone", "__getitem__", "relu", "relu_", "cat"}
+)
+_MOST_PROJECTIONS = 2
+
+
+@dataclass(frozen=True, eq=False)
+class ResidualBlock:
+    """An add of a branch to a shortcut, and the module call that executes it."""
+
+    add: Value
+    branch: Value
+    call: Call
+
+
+@dataclass(frozen=True, eq=False)
+class Stages:
+    """The last map of each stage in order, and the last map of the backbone."""
+
+    ends: tuple[Value, ...]
+    backbone_end: Value | None
+    first: int | None = None
+    """Index of the first value of stage 1."""
+
+    def number(self, value: Value) -> int | None:
+        """Return the stage, from 1, that a value belongs to; ``None`` for stem and head."""
+        if self.first is None or value.index < self.first:
+            return None
+        for number, end in enumerate(self.ends, start=1):
+            if value.index <= end.index:
+                return number
+        return None
+
+
+def find_blocks(trace: Trace) -> list[ResidualBlock]:
+    """Return the residual blocks in order of execution."""
+    blocks = []
+    for add in trace.maps:
+        operands = [value for value in add.inputs if value.is_map]
+        if add.op not in _ADDS or len(operands) != 2 or operands[0].shape != operands[1].shape:
+            continue
+        call = _executing_call(add, operands)
+        branch = _find_branch(operands, call)
+        if branch is not None:
+            blocks.append(ResidualBlock(add, branch, call))
+    return blocks
+
+
+def _executing_call(add: Value, operands: list[Value]) -> Call:
+    """The call that executes an add; one level up where a leaf module does nothing else."""
+    depth = len(add.calls) - 1
+    if depth > 0 and not any(value.is_inside(add.calls[depth]) for value in operands):
+        depth -= 1
+    return add.calls[depth]
+
+
+def _find_branch(operands: list[Value], call: Call) -> Value | None:
+    """Return the operand that is the residual branch, or None if this is no residual add."""
+    cones = [_cone(value, call) for value in operands]
+    if not cones[0] & cones[1]:
+        return None  # the operands do not come from one map: a merge
+    own = [cones[0] - cones[1], cones[1] - cones[0]]
+    if any(value.op in _UPSAMPLES for side in own for value in side):
+        return None
+    mixing = [sum(value.op in _MIXING for value in side) for side in own]
+    for shortcut in (0, 1):
+        branch = 1 - shortcut
+        identity = not own[shortcut] and mixing[branch] > 0
+        if identity or (_is_light(own[shortcut]) and mixing[branch] > mixing[shortcut]):
+            return operands[branch]
+    return None
+
+
+def _is_light(side: set[Value]) -> bool:
+    projections = sum(value.op in _MIXING for value in side)
+    return all(value.op in _LIGHT for value in side) and projections <= _MOST_PROJECTIONS
+
+
+def _cone(value: Value, call: Call) -> set[Value]:
+    """What ``value`` was made from inside ``call``, and the maps that entered it."""
+    seen: set[Value] = set()
+    pending = [value]
+    while pending:
+        current = pending.pop()
+        if current in seen or not current.from_example:
+            continue
+        seen.add(current)
+        if current.is_inside(call):
+            pending.extend(current.inputs)
+    return seen
+
+
+def find_stages(trace: Trace, blocks: list[ResidualBlock], model: nn.Module) -> Stages:
+    """Return the ends of the stages, the stem left out, and the end of the backbone."""
+    image = _find_image(trace)
+    if image is None:
+        return Stages((), None)
+    limit = _first_upsample(trace, image)
+    ends = [
+        end
+        for resolution, first_down in _resolution_falls(trace, image, limit)
+        if (end := _last_map_before(first_down, resolution, model, trace)) is not None
+    ]
+    backbone_end = _find_backbone_end(trace, blocks, image, limit)
+    if backbone_end is not None:
+        ends = [end for end in ends if end.index < backbone_end.index]
+        if not ends or ends[-1].size[0] > backbone_end.size[0]:
+            ends.append(backbone_end)
+    stem, ends = _split_stem(ends, blocks, trace)
+    first = stem.index + 1 if stem is not None else image.index + 1
+    return Stages(tuple(ends), backbone_end, first)
+
+
+def _find_image(trace: Trace) -> Value | None:
+    """The map that the first convolution reads."""
+    for value in trace.maps:
+        if value.op == "conv2d":
+            return next((v for v in value.inputs if v.is_map), None)
+    return None
+
+
+def _first_upsample(trace: Trace, image: Value) -> int:
+    for value in trace.maps:
+        source = next((v for v in value.inputs if v.is_map), None)
+        grows = source is not None and value.size[0] > source.size[0]
+        if value.op in _UPSAMPLES and grows and value.index > image.index:
+            return value.index
+    return len(trace.values)
+
+
+def _resolution_falls(trace: Trace, image: Value, limit: int) -> Iterator[tuple[float, Value]]:
+    """Yield each resolution that is left, with the first operation that leaves it."""
+    falls: dict[float, Value] = {}
+    for value in trace.maps:
+        source = next((v for v in value.inputs if v.is_map), None)
+        if source is None or value.index > limit or value.op not in _DOWNSAMPLES:
+            continue
+        height, below = source.size[0], value.size[0]
+        if source is image or source.op == "pad" or below <= 1 or below * 1.5 > height:
+            continue
+        resolution = image.size[0] / 2 ** round(math.log2(image.size[0] / height))
+        falls.setdefault(resolution, value)
+    yield from sorted(falls.items(), reverse=True)
+
+
+def _last_map_before(
+    down: Value, resolution: float, model: nn.Module, trace: Trace
+) -> Value | None:
+    """The map that enters the outermost call that begins with ``down``.
+
+    A call that finished a block at the old resolution before it came to ``down`` holds more than
+    the next stage, and so does a container whose first convolution is in an earlier child.
+    """
+    for depth, call in enumerate(down.calls):
+        entry = trace.entries.get(call)
+        if not call.path or entry is None or not entry.is_map:
+            continue
+        if _is_at(entry, resolution) and not _holds_more(call, depth, down, model, trace):
+            return entry
+    return next((value for value in down.inputs if value.is_map), None)
+
+
+def _is_at(value: Value, resolution: float) -> bool:
+    return abs(math.log2(max(value.size[0], 1) / resolution)) < 0.3
+
+
+def _holds_more(call: Call, depth: int, down: Value, model: nn.Module, trace: Trace) -> bool:
+    inside = [v for v in trace.maps if v.index < down.index and v.is_inside(call)]
+    old = trace.entries[call].size[0]
+    if any(value.op in _JOINS and _is_at(value, old) for value in inside):
+        return True
+    if not isinstance(model.get_submodule(call.path), nn.Sequential):
+        return False
+    first = next((value for value in inside if value.op == "conv2d"), None)
+    if first is None or len(first.calls) <= depth + 1 or len(down.calls) <= depth + 1:
+        return False
+    return first.calls[depth + 1] != down.calls[depth + 1]
+
+
+def _find_backbone_end(
+    trace: Trace, blocks: list[ResidualBlock], image: Value, limit: int
+) -> Value | None:
+    """The map before the global collapse; in a dense network, the last block's output."""
+    if limit < len(trace.values):
+        inner = [block for block in blocks if block.add.index < limit]
+        return _output_of(inner[-1], trace) if inner else None
+    for value in trace.values:
+        source = next((v for v in value.inputs if v.is_map), None)
+        if source is None or value.op not in _COLLAPSES or source.index <= image.index:
+            continue
+        collapsed = max(value.shape[2:], default=1) == 1
+        if (collapsed or value.op in _FLATTENS) and not _feeds_a_map(value):
+            return source
+    return None
+
+
+def _output_of(block: ResidualBlock, trace: Trace) -> Value:
+    """The output of the module call that executes the add."""
+    outputs = [value for value in trace.maps if block.call in value.producers]
+    return outputs[-1] if outputs else block.add
+
+
+def _feeds_a_map(value: Value) -> bool:
+    """Whether a map with more than one position is made from ``value``."""
+    seen: set[Value] = set()
+    pending = list(value.users)
+    while pending:
+        current = pending.pop()
+        if current in seen:
+            continue
+        seen.add(current)
+        if current.is_map and min(current.size) > 1:
+            return True
+        pending.extend(current.users)
+    return False
+
+
+def _split_stem(
+    ends: list[Value], blocks: list[ResidualBlock], trace: Trace
+) -> tuple[Value | None, list[Value]]:
+    """Separate the leading ends that only close the stem.
+
+    A stem holds no residual block; in a network without blocks it holds at most one convolution.
+    """
+    stem = None
+    convolutions = [value.index for value in trace.maps if value.op == "conv2d"]
+    adds = [block.add.index for block in blocks]
+    while ends:
+        before = [index for index in (adds or convolutions[1:]) if index <= ends[0].index]
+        if before or len(ends) == 1:
+            break
+        stem, *ends = ends
+    return stem, ends

@@ -1,0 +1,261 @@
+"""Run a model once and record what happened: every operation, and which module calls it was in.
+
+The record is made under a ``TorchFunctionMode`` together with torch's global module hooks, so the
+model gets no hook of its own and needs no graph capture. Function mode, not dispatch mode: it
+sees ``F.interpolate`` or ``cat`` as the one operation that the author wrote.
+"""
+
+import contextlib
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as module_hooks
+from torch.overrides import TorchFunctionMode
+
+from torchplug.errors import UsageError, explain
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Call:
+    """One run of one module: its path and the how-manieth run it is, from 1."""
+
+    path: str
+    run: int
+
+
+@dataclass(eq=False, slots=True)
+class Value:
+    """A tensor at one moment: an in-place operation makes a new value of the same tensor."""
+
+    index: int
+    op: str
+    shape: tuple[int, ...]
+    calls: tuple[Call, ...]
+    """The module calls it was made in, outermost first."""
+
+    inputs: tuple["Value", ...]
+    from_example: bool
+    """Whether it depends on the model's input; weights and constants do not."""
+
+    layout: str | None = None
+    """``"NCHW"`` or ``"NHWC"`` where an operation fixed it."""
+
+    users: list["Value"] = field(default_factory=list)
+    producers: list[Call] = field(default_factory=list)
+    """Module calls whose whole output it is, innermost first."""
+
+    dtype: torch.dtype | None = None
+    device: torch.device | None = None
+
+    @property
+    def is_map(self) -> bool:
+        """Whether it is a feature map: four dimensions, made from the input."""
+        return self.from_example and len(self.shape) == 4
+
+    @property
+    def channels(self) -> int:
+        """Width of the map."""
+        return self.shape[3] if self.layout == "NHWC" else self.shape[1]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the map."""
+        return self.shape[1:3] if self.layout == "NHWC" else self.shape[2:4]  # type: ignore[return-value]
+
+    def is_inside(self, call: Call) -> bool:
+        """Whether it was made during ``call``."""
+        return call in self.calls
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The record of one forward."""
+
+    values: list[Value]
+    runs: Counter[str]
+    """How often each module ran."""
+
+    entries: dict[Call, Value]
+    """The first tensor that each call received."""
+
+    output: Any
+
+    @property
+    def maps(self) -> list[Value]:
+        """All feature maps, in order of execution."""
+        return [value for value in self.values if value.is_map]
+
+
+def read_example(example: Any, model: nn.Module) -> Arguments:
+    """Return the arguments of the forward that ``example`` stands for.
+
+    A shape becomes a random tensor on the model's device and in its type (seeded, so the same
+    each time); a tensor is the only argument; a tuple or list holds positional arguments; a dict
+    holds keyword arguments.
+    """
+    if isinstance(example, Tensor):
+        return (example,), {}
+    if isinstance(example, Mapping):
+        return (), dict(example)
+    if isinstance(example, (tuple, list)) and example:
+        if not all(isinstance(size, int) for size in example):
+            return tuple(example), {}
+        if min(example) >= 1:
+            return (_random_input(tuple(example), model),), {}
+    text = explain(
+        "an example is a shape such as (1, 3, 224, 224), a tensor, or the arguments of forward",
+        f"{type(example).__name__} {example!r}",
+        "pass the shape of a small batch",
+    )
+    raise UsageError(text)
+
+
+def _random_input(shape: tuple[int, ...], model: nn.Module) -> Tensor:
+    weights = [p for p in model.parameters() if p.is_floating_point()]
+    like = weights[0] if weights else torch.empty(0)
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    return values.to(device=like.device, dtype=like.dtype)
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put every module into evaluation mode, and each back into its own mode afterwards.
+
+    The global random state is restored too, for hosts that draw even then.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    with torch.random.fork_rng():
+        try:
+            model.eval()
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training
+
+
+def record(model: nn.Module, arguments: Arguments) -> Trace:
+    """Run ``model`` once in evaluation mode without gradients and record every operation."""
+    recorder = _Recorder(model, arguments)
+    with evaluating(model), torch.no_grad(), recorder.hooked(), recorder:
+        output = model(*arguments[0], **arguments[1])
+    return Trace(recorder.values, recorder.runs, recorder.entries, output)
+
+
+class _Recorder(TorchFunctionMode):
+    """Builds the list of values while a model runs."""
+
+    def __init__(self, model: nn.Module, arguments: Arguments) -> None:
+        super().__init__()
+        self.paths: dict[int, str] = {}
+        for path, module in model.named_modules(remove_duplicate=False):
+            self.paths.setdefault(id(module), path)
+        self.values: list[Value] = []
+        self.runs: Counter[str] = Counter()
+        self.entries: dict[Call, Value] = {}
+        self._stack: list[Call] = []
+        self._current: dict[int, Value] = {}
+        self._alive: list[Tensor] = []  # a freed tensor's id would be reused
+        for tensor in tensors_in(arguments):
+            self._add("input", tensor, (), from_example=True)
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", str(func))
+        if name in {"__get__", "__set__"}:  # reading an attribute such as .shape
+            return func(*args, **kwargs)
+        inputs = tuple(self._value(tensor) for tensor in tensors_in((args, kwargs)))
+        result = func(*args, **kwargs)
+        for tensor in tensors_in(result):
+            value = self._add(
+                name, tensor, inputs, from_example=any(v.from_example for v in inputs)
+            )
+            value.layout = _find_layout(value, args)
+        return result
+
+    def _value(self, tensor: Tensor) -> Value:
+        known = self._current.get(id(tensor))
+        return known or self._add("constant", tensor, (), from_example=False)
+
+    def _add(
+        self, op: str, tensor: Tensor, inputs: tuple[Value, ...], *, from_example: bool
+    ) -> Value:
+        value = Value(
+            index=len(self.values),
+            op=op,
+            shape=tuple(tensor.shape),
+            calls=tuple(self._stack),
+            inputs=inputs,
+            from_example=from_example,
+            dtype=tensor.dtype,
+            device=tensor.device,
+        )
+        self.values.append(value)
+        self._current[id(tensor)] = value
+        self._alive.append(tensor)
+        for parent in inputs:
+            parent.users.append(value)
+        return value
+
+    @contextlib.contextmanager
+    def hooked(self) -> Iterator[None]:
+        """Follow the calls of the model's modules by torch's global hooks."""
+        before = module_hooks.register_module_forward_pre_hook(self._enter)
+        after = module_hooks.register_module_forward_hook(self._leave)
+        try:
+            yield
+        finally:
+            before.remove()
+            after.remove()
+
+    def _enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        path = self.paths.get(id(module))
+        if path is None:
+            return
+        self.runs[path] += 1
+        call = Call(path, self.runs[path])
+        received = tensors_in(args)
+        if received:
+            self.entries[call] = self._value(received[0])
+        self._stack.append(call)
+
+    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:  # noqa: ARG002
+        if id(module) not in self.paths:
+            return
+        call = self._stack.pop()
+        if isinstance(output, Tensor):
+            self._value(output).producers.append(call)
+
+
+def tensors_in(tree: Any) -> list[Tensor]:
+    """Return the tensors in nested tuples, lists, dicts and dataclass-like mappings, in order."""
+    if isinstance(tree, Tensor):
+        return [tree]
+    if isinstance(tree, Mapping):
+        tree = list(tree.values())
+    if isinstance(tree, (tuple, list)):
+        return [tensor for branch in tree for tensor in tensors_in(branch)]
+    return []
+
+
+_NCHW_OPS = {"conv2d", "conv_transpose2d", "batch_norm", "interpolate", "adaptive_avg_pool2d"}
+_PERMUTATIONS = {(0, 2, 3, 1): "NHWC", (0, 3, 1, 2): "NCHW"}
+
+
+def _find_layout(value: Value, args: tuple[Any, ...]) -> str | None:
+    """Say where a map's channels are, from the operation or from its inputs."""
+    if not value.is_map:
+        return None
+    if value.op in _NCHW_OPS:
+        return "NCHW"
+    if value.op == "permute":
+        dims = args[1] if isinstance(args[1], (tuple, list)) else args[1:]
+        return _PERMUTATIONS.get(tuple(dims))
+    return next((v.layout for v in value.inputs if v.is_map and v.layout), None)

@@ -1,0 +1,104 @@
+"""Prove that a plugged model is what was asked for."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torchplug.errors import PlugError, explain
+from torchplug.surgery.attach import HOLDER
+from torchplug.surgery.plan import PlannedPlug
+from torchplug.surgery.sites import Site
+from torchplug.surgery.trace import Arguments, evaluating, record, tensors_in
+
+
+@dataclass(frozen=True)
+class Step:
+    """One planned plug with its site and its built module."""
+
+    planned: PlannedPlug
+    site: Site
+    module: nn.Module
+
+
+class Base:
+    """The host's own tensors before plugging, to be found again afterwards."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.state: dict[str, Tensor] = model.state_dict(keep_vars=True)
+        self.parameters = sum(p.numel() for p in model.parameters())
+
+
+def verify(
+    model: nn.Module, steps: list[Step], arguments: Arguments, expected: Any, base: Base
+) -> float:
+    """Check base tensors, runs, output and backward; return the largest output difference.
+
+    Raises:
+        PlugError: naming the first check that failed.
+    """
+    _check_base(model, base)
+    trace = record(model, arguments)
+    for step in steps:
+        path = f"{step.planned.path}.{HOLDER}.{step.planned.name}"
+        if trace.runs[path] != 1:
+            text = explain(
+                "each plug must run once in a forward",
+                f"{trace.runs[path]} runs of the plug at {step.planned.path}",
+                "choose another place: the host does not call this module in the usual way",
+            )
+            raise PlugError(text)
+    difference = _largest_difference(trace.output, expected)
+    starts = {step.planned.start for step in steps}
+    if starts == {"identity"} and difference != 0:
+        text = explain(
+            "with an identity start the output must equal the base's bit for bit",
+            f"a difference of {difference:.3g}",
+            "the host may be random in evaluation mode; start='paper' skips this proof",
+        )
+        raise PlugError(text)
+    _check_backward(model, steps, arguments)
+    return difference
+
+
+def _check_base(model: nn.Module, base: Base) -> None:
+    state = model.state_dict(keep_vars=True)
+    for name, tensor in base.state.items():
+        if state.get(name) is not tensor:
+            raise PlugError(f"the base tensor {name} was renamed or replaced by plugging")
+
+
+def _largest_difference(output: Any, expected: Any) -> float:
+    """Largest absolute difference between two outputs; infinite where their forms differ."""
+    pairs = list(zip(tensors_in(output), tensors_in(expected), strict=False))
+    if len(tensors_in(output)) != len(tensors_in(expected)):
+        return float("inf")
+    worst = 0.0
+    for got, wanted in pairs:
+        if got.shape != wanted.shape:
+            return float("inf")
+        if not torch.allclose(got, wanted, rtol=0, atol=0, equal_nan=True):
+            worst = max(worst, float((got.double() - wanted.double()).abs().max()))
+    return worst
+
+
+def _check_backward(model: nn.Module, steps: list[Step], arguments: Arguments) -> None:
+    """Run one backward: a host that works in place may overwrite what a plug has saved."""
+    weights = [p for step in steps for p in step.module.parameters() if p.requires_grad]
+    with evaluating(model), torch.enable_grad():
+        output = model(*arguments[0], **arguments[1])
+        results = [t for t in tensors_in(output) if t.requires_grad]
+        if not results or not weights:
+            return
+        try:
+            total = sum(result.float().sum() for result in results)
+            torch.autograd.grad(total, weights, allow_unused=True)  # type: ignore[arg-type]
+        except RuntimeError as error:
+            text = explain(
+                "a plugged model must be able to run backward",
+                str(error).splitlines()[0],
+                "the host works in place on the plug's output: use start='identity', which is "
+                "safe, or another place",
+            )
+            raise PlugError(text) from error

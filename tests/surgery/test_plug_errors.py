@@ -1,0 +1,152 @@
+"""Bad input gives one clear error, and the model stays as it was."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+import torchplug as tp
+
+EXAMPLE = (1, 3, 64, 64)
+
+
+class InPlaceInput(nn.Module):
+    """A module that overwrites what it receives."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mul_(2)
+
+
+class SavesItsOutput(nn.Module):
+    """A module whose last operation needs its own output in backward, and is not the identity."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(channels, 1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.sigmoid(x * self.scale)
+
+
+def plug(*args: Any, **kwargs: Any) -> Callable[[nn.Module], object]:
+    return lambda model: tp.plug(model, *args, **{"example": EXAMPLE, **kwargs})
+
+
+CASES = {
+    "unknown module": (plug("cbma"), tp.UsageError, "did you mean 'cbam'"),
+    "typing error in a path": (plug("se", "layre1"), tp.PlugError, "did you mean 'layer1'"),
+    "half of a list": (plug("se", ["layer1", "layer9"]), tp.PlugError, "'layer9'"),
+    "glob without a match": (plug("se", "conv*9"), tp.PlugError, r"'bottleneck' \(8 sites\)"),
+    "module without a map": (plug("se", "fc"), tp.PlugError, "returns one map"),
+    "module that runs twice": (plug("se", "layer1.0.relu"), tp.PlugError, "runs 2 times"),
+    "unknown option": (plug("se", reductoin=4), tp.UsageError, "did you mean 'reduction'"),
+    "impossible option": (plug("se", reduction=999), tp.PlugError, r"layer1.0.bn2 \(channels=64\)"),
+    "own module without a place": (plug(nn.Identity), tp.UsageError, "pass at="),
+    "instance": (plug(nn.Identity(), "layer1"), tp.UsageError, "pass the class"),
+    "changed shape": (
+        plug(lambda site: nn.Conv2d(site.channels, 3, 1), "layer1"),
+        tp.PlugError,
+        r"must keep the map's shape \(1, 64, 16, 16\): got \(1, 3, 16, 16\)",
+    ),
+    "name of a method": (plug("se", name="half"), tp.UsageError, "an identifier"),
+    "stage that is not there": (plug("se", stages=[7]), tp.PlugError, "2 in stage 4"),
+    "start that is not there": (plug("se", start="zero"), tp.UsageError, "'identity' or 'paper'"),
+    "bad example": (plug("se", example="image"), tp.UsageError, "pass the shape"),
+    "overwritten by the host": (
+        plug(SavesItsOutput, "layer1.0.bn1", start="paper"),
+        tp.PlugError,
+        "must be able to run backward",
+    ),
+}
+
+
+def fingerprint(model: nn.Module) -> list[object]:
+    return [
+        *((name, type(module), module.training) for name, module in model.named_modules()),
+        *((name, id(tensor)) for name, tensor in model.state_dict(keep_vars=True).items()),
+        *(len(module._forward_hooks) for module in model.modules()),
+    ]
+
+
+@pytest.mark.parametrize("case", sorted(CASES))
+def test_a_failing_plug_says_why_and_changes_nothing(case: str) -> None:
+    call, error, text = CASES[case]
+    model = torchvision.models.resnet18()
+    before = fingerprint(model)
+    with pytest.raises(error, match=text):
+        call(model)
+    assert fingerprint(model) == before
+
+
+def test_a_failing_plug_leaves_earlier_plugs_attached() -> None:
+    model = torchvision.models.resnet18()
+    tp.plug(model, "se", "layer1.0.bn1", example=EXAMPLE)
+    before = fingerprint(model)
+    with pytest.raises(tp.PlugError):
+        tp.plug(model, SavesItsOutput, "layer1.0.bn1", example=EXAMPLE, start="paper")
+    with pytest.raises(tp.PlugError, match="name of its own"):
+        tp.plug(model, "se", "layer1.0.bn1", example=EXAMPLE)
+    assert fingerprint(model) == before
+
+
+def test_a_role_without_a_site_lists_the_roles_of_the_model() -> None:
+    with pytest.raises(tp.PlugError, match=r"'bottleneck'.*VGG.*'stage' \(\d sites\)"):
+        tp.plug(torchvision.models.vgg11(), "se", "bottleneck", example=EXAMPLE)
+
+
+def test_an_identity_start_makes_an_in_place_host_safe() -> None:
+    model = torchvision.models.resnet18()
+    assert tp.plug(model, SavesItsOutput, "layer1.0.bn1", example=EXAMPLE).max_difference == 0
+
+
+@pytest.mark.parametrize(
+    "wrap", [nn.DataParallel, torch.compile, lambda m: torch.jit.trace(m, torch.rand(EXAMPLE))]
+)
+@pytest.mark.filterwarnings("ignore")
+def test_a_wrapped_host_is_refused(wrap: Callable[[nn.Module], Any]) -> None:
+    with pytest.raises(tp.PlugError, match="plug the"):
+        tp.plug(wrap(torchvision.models.resnet18().eval()), "se", example=EXAMPLE)
+
+
+def test_a_plan_for_another_model_names_the_first_difference() -> None:
+    plan = tp.plug(torchvision.models.resnet18(), "se", example=EXAMPLE).plan
+    other = torchvision.models.resnet50()
+    with pytest.raises(tp.PlugError, match=r"needs a bottleneck of 64 channels at layer1\.0\.bn2"):
+        tp.plug(other, plan, example=EXAMPLE)
+    assert not tp.find_plugs(other)
+
+
+def test_a_plan_takes_nothing_beside_it() -> None:
+    plan = tp.plug(torchvision.models.resnet18(), "se", example=EXAMPLE).plan
+    with pytest.raises(tp.UsageError, match="at, reduction"):
+        tp.plug(torchvision.models.resnet18(), plan, "stage", example=EXAMPLE, reduction=4)
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"format": 2}', '{"format": 1, "plugs": [{}]}'])
+def test_a_file_that_is_no_plan_is_refused(text: str) -> None:
+    with pytest.raises(tp.UsageError, match=r"Plan\.to_json"):
+        tp.Plan.from_json(text)
+
+
+def test_a_plan_names_catalogue_modules_only() -> None:
+    model = torchvision.models.resnet18()
+    plan = tp.plug(model, SavesItsOutput, "layer1", example=EXAMPLE).plan
+    with pytest.raises(tp.UsageError, match="named by its key"):
+        tp.plug(torchvision.models.resnet18(), plan, example=EXAMPLE)
+
+
+def test_unplug_of_an_unknown_name_is_refused() -> None:
+    model = torchvision.models.resnet18()
+    tp.plug(model, "se", example=EXAMPLE)
+    with pytest.raises(tp.PlugError, match="'es'; did you mean 'se'"):
+        tp.unplug(model, "es")
+
+
+def test_a_module_that_overwrites_its_input_is_caught() -> None:
+    model = torchvision.models.resnet18()
+    with pytest.raises(tp.PlugError):
+        tp.plug(model, lambda _: InPlaceInput(), "bottleneck", name="inplace", example=EXAMPLE)
+    assert not tp.find_plugs(model)

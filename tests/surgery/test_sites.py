@@ -1,0 +1,113 @@
+"""Places are found where the architectures' papers put them."""
+
+import pytest
+import timm
+import torch
+import torchvision
+from torch import nn
+
+import torchplug as tp
+
+EXAMPLE = (1, 3, 64, 64)
+BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
+
+
+def make(library: str, name: str) -> nn.Module:
+    return torchvision.models.get_model(name) if library == "tv" else timm.create_model(name)
+
+
+@pytest.mark.parametrize("library", ["tv", "timm"])
+@pytest.mark.parametrize("name", sorted(BLOCKS))
+def test_every_residual_block_of_a_resnet_is_found(library: str, name: str) -> None:
+    sites = tp.sites(make(library, name), EXAMPLE)
+    last_norm = "bn2" if name == "resnet18" else "bn3"
+    expected = [
+        (f"layer{stage}.{block}", stage)
+        for stage, blocks in enumerate(BLOCKS[name], start=1)
+        for block in range(blocks)
+    ]
+    branches = [(site.path, site.stage) for site in sites.with_role("bottleneck")]
+    assert branches == [(f"{path}.{last_norm}", stage) for path, stage in expected]
+    assert [(site.path, site.stage) for site in sites.with_role("block")] == expected
+
+
+@pytest.mark.parametrize("library", ["tv", "timm"])
+def test_stages_and_backbone_end_of_a_resnet_are_found(library: str) -> None:
+    sites = tp.sites(make(library, "resnet50"), EXAMPLE)
+    stages = [
+        (site.path, site.anchor, site.stage, site.channels, site.size, site.stride)
+        for site in sites.with_role("stage")
+    ]
+    assert stages == [
+        ("layer1", "layer1.2", 1, 256, (16, 16), 4),
+        ("layer2", "layer2.3", 2, 512, (8, 8), 8),
+        ("layer3", "layer3.5", 3, 1024, (4, 4), 16),
+        ("layer4", "layer4.2", 4, 2048, (2, 2), 32),
+    ]
+    assert [site.path for site in sites.with_role("backbone_end")] == ["layer4"]
+
+
+@pytest.mark.parametrize(
+    ("name", "blocks"), [("regnety_008", 14), ("convnext_atto", 12), ("efficientnet_b0", 9)]
+)
+def test_other_families_are_read_by_the_same_mechanism(name: str, blocks: int) -> None:
+    model = timm.create_model(name)
+    sites = tp.sites(model, EXAMPLE)
+    assert sites.roles["bottleneck"] == blocks
+    widths = [entry["num_chs"] for entry in model.feature_info]
+    assert [site.channels for site in sites.with_role("stage")][:3] == widths[-4:-1]
+
+
+def test_sites_leaves_the_model_as_it_was() -> None:
+    model = torchvision.models.resnet18().train()
+    model.layer1.eval()
+    modes = [module.training for module in model.modules()]
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    random_state = torch.get_rng_state()
+
+    tp.sites(model, EXAMPLE)
+
+    assert [module.training for module in model.modules()] == modes
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_the_table_names_every_site() -> None:
+    sites = tp.sites(torchvision.models.resnet18(), EXAMPLE)
+    lines = str(sites).splitlines()
+    assert lines[0].split() == [
+        "role",
+        "path",
+        "stage",
+        "channels",
+        "stride",
+        "H",
+        "x",
+        "W",
+        "runs",
+    ]
+    assert len(lines) == len(sites) + 1
+    assert lines[1].split() == ["bottleneck", "layer1.0.bn2", "1", "64", "4", "16", "x", "16", "1"]
+    assert sites.rows()[0]["path"] == "layer1.0.bn2"
+
+
+def test_an_example_may_be_a_tensor_or_the_arguments() -> None:
+    model = torchvision.models.resnet18()
+    ids = [site.id for site in tp.sites(model, EXAMPLE)]
+    assert [site.id for site in tp.sites(model, torch.rand(EXAMPLE))] == ids
+    assert [site.id for site in tp.sites(model, (torch.rand(EXAMPLE),))] == ids
+    assert [site.id for site in tp.sites(model, {"x": torch.rand(EXAMPLE)})] == ids
+
+
+def test_a_merge_of_two_inputs_is_no_residual_block() -> None:
+    class Merge(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.left, self.right = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(3, 8, 1)
+
+        def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+            return self.left(a) + self.right(b)
+
+    sites = tp.sites(Merge(), (torch.rand(1, 3, 8, 8), torch.rand(1, 3, 8, 8)))
+    assert sites.roles["bottleneck"] == 0
