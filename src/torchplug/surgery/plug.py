@@ -68,7 +68,7 @@ def plug(
     >>> model = build_model("torchplug:resnet8", num_classes=10, in_channels=1)
     >>> report = tp.plug(model, "se", example=(1, 1, 8, 8))
     >>> report.max_difference, report.paths[0]
-    (0.0, 'layer1.0.bn2')
+    (0.0, 'layer1.bn2')
     """
     _check_host(model)
     arguments = read_example(example, model)

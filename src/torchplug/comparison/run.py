@@ -1,0 +1,222 @@
+"""Compare plugged variants with a baseline, from the specification to the verdict."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from torchplug.analysis import count_flops, count_parameters
+from torchplug.comparison.data import ImageData, load_data
+from torchplug.comparison.engine import Event, OnEvent, run_missing
+from torchplug.comparison.environment import describe_environment
+from torchplug.comparison.recipe import Recipe
+from torchplug.comparison.result import ComparisonResult, summarize, to_json
+from torchplug.comparison.spec import Comparison, Variant, read_seeds
+from torchplug.comparison.store import SPECIFICATION, Store, read_json, write_json, write_text
+from torchplug.comparison.trial import (
+    MakeModel,
+    Study,
+    build_base,
+    check_model,
+    input_channels,
+    plug_variant,
+)
+from torchplug.errors import UsageError, explain
+from torchplug.hosts import build_model
+from torchplug.surgery import Plan
+
+Cost = dict[str, Any]
+
+
+def _ignore(event: Event) -> None:
+    del event
+
+
+def compare(
+    model: str | Callable[[], nn.Module],
+    plugs: Sequence[str | Variant],
+    *,
+    data: str = "digits",
+    seeds: int | Sequence[int] = 5,
+    recipe: Recipe | None = None,
+    out: str | Path = "runs/comparison",
+    model_options: Mapping[str, Any] | None = None,
+    image_size: int | None = None,
+    margin: float | None = None,
+    device: str = "cpu",
+    on_event: OnEvent = _ignore,
+) -> ComparisonResult:
+    """Train baseline and variants on paired seeds and say what was found.
+
+    One seed gives every variant the same initial base weights, the same order of images and the
+    same augmentation; the modules draw from a stream of their own. Each trial writes its record at
+    once, so a comparison that was killed goes on where it was when it is called again.
+
+    Args:
+        model: a name such as ``"torchplug:resnet8"`` or ``"timm:resnet10t"``, or a function without
+            arguments that makes the classifier. Start it from scratch or from weights: the
+            baseline gets the same.
+        plugs: ``"MODULE[@PLACE][:OPTION=VALUE,…]"``, or variants.
+        data: ``"digits"``, ``"cifar10:ROOT"``, ``"cifar100:ROOT"`` or a folder of images.
+        seeds: how many, or which. Five are a screen, ten allow a verdict.
+        recipe: how all are trained.
+        out: directory of the run.
+        model_options: keyword arguments of the model's maker, if ``model`` is a name.
+        image_size: side of the square to which the images of a folder are resized.
+        margin: the smallest difference worth having, in points of accuracy; ``None`` is 0.2, or
+            one standard error of the baseline if that is larger.
+        device: where to train.
+        on_event: called as the trials go on, for a progress display.
+
+    Returns:
+        The result; printing it gives the table and the verdicts.
+
+    Raises:
+        UsageError: for a model, module, data set or directory that cannot be used; nothing is
+            written then.
+        PlugError: if a variant cannot be plugged into the model.
+    """
+    specification = Comparison(
+        model=model if isinstance(model, str) else f"{model.__module__}:{model.__qualname__}",
+        data=data,
+        variants=tuple(Variant.parse(plug) if isinstance(plug, str) else plug for plug in plugs),
+        seeds=read_seeds(seeds),
+        recipe=recipe or Recipe(),
+        image_size=image_size,
+        model_options=dict(model_options or {}),
+        margin=margin,
+        device=device,
+    )
+    _check_device(device)
+    store = Store(Path(out))
+    store.check(specification)
+    images = load_data(data, image_size=image_size)
+    maker = _make_maker(model, specification, images)
+    study = Study(specification, images, maker)
+    plans, costs = _rehearse(study)
+    with store.locked():
+        _write_head(store, study, plans, costs)
+        records = run_missing(study, store, on_event)
+        result = summarize(specification, records, costs, store.root)
+        write_text(store.root / "summary.json", to_json(result))
+    return result
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        fix = "pass device='cpu'"
+        raise UsageError(explain("device must be there", f"{device!r} ({error})", fix)) from error
+
+
+def _make_maker(
+    model: str | Callable[[], nn.Module], specification: Comparison, data: ImageData
+) -> MakeModel:
+    if not isinstance(model, str):
+        return model
+    name = model
+
+    def make() -> nn.Module:
+        return build_model(
+            name,
+            num_classes=len(data.classes),
+            in_channels=data.channels,
+            options=specification.model_options,
+        )
+
+    return make
+
+
+def _rehearse(study: Study) -> tuple[dict[str, Plan], dict[str, Cost]]:
+    """Build and plug every variant once, before anything is written."""
+    plans, costs = {}, {}
+    seed = study.comparison.seeds[0]
+    for variant in study.comparison.arms:
+        model = build_base(study, seed)
+        if variant.module is None:
+            check_model(study, model)
+        base = count_parameters(model)
+        report = plug_variant(model, variant, study, seed)
+        channels = input_channels(model) or study.data.channels
+        costs[variant.name] = {
+            "places": _describe_places(report.plan) if report else "-",
+            "parameters": count_parameters(model),
+            "added": count_parameters(model) - base,
+            "flops": count_flops(model, (1, channels, *study.data.shape[2:])),
+        }
+        if report is not None:
+            report.plan.to_json()  # options that no file can hold are refused before a file exists
+            plans[variant.name] = report.plan
+    return plans, costs
+
+
+def _describe_places(plan: Plan) -> str:
+    roles = [plug.role for plug in plan.plugs]
+    names = [plug.path for plug in plan.plugs]
+    if set(roles) == {"named"}:
+        return names[0] if len(names) == 1 else f"{len(names)} x named"
+    return ", ".join(f"{roles.count(role)} x {role}" for role in dict.fromkeys(roles))
+
+
+def _write_head(
+    store: Store, study: Study, plans: Mapping[str, Plan], costs: Mapping[str, Cost]
+) -> None:
+    write_text(store.root / SPECIFICATION, study.comparison.to_json())
+    for variant in study.comparison.variants:
+        write_text(store.plan_path(variant), plans[variant.name].to_json())
+    write_json(store.root / "costs.json", costs)
+    write_json(store.root / "environment.json", describe_environment(study.comparison.device))
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run, read back from its directory."""
+
+    comparison: Comparison
+    result: ComparisonResult
+    records: tuple[Mapping[str, Any], ...]
+    plans: Mapping[str, Plan]
+    environment: Mapping[str, str]
+    seconds: Mapping[tuple[str, int], float]
+    """Training time of each trial by variant and seed."""
+
+
+def load_run(directory: str | Path) -> Run:
+    """Read a run back and summarize it again.
+
+    Raises:
+        UsageError: if the directory holds no run, or trials are missing.
+    """
+    store = Store(Path(directory))
+    content = read_json(store.root / SPECIFICATION)
+    if content is None:
+        fix = "name a directory that torchplug compare wrote, such as runs/demo"
+        got = f"{directory} without a readable {SPECIFICATION}"
+        raise UsageError(explain("a report needs the directory of a run", got, fix))
+    comparison = Comparison.from_dict(content)
+    records, seconds, missing = [], {}, []
+    for variant, seed in comparison.trials():
+        record = read_json(store.trial_path(variant, seed))
+        if not isinstance(record, dict) or "status" not in record:
+            missing.append(f"{variant.name} seed {seed}")
+            continue
+        records.append(record)
+        timing = read_json(store.timing_path(variant, seed))
+        if timing is not None:
+            seconds[variant.name, seed] = float(timing["seconds"])
+    if missing:
+        fix = "run the same torchplug compare again: it does what is missing"
+        raise UsageError(explain("a report needs all trials", "no " + ", ".join(missing), fix))
+    plans = {
+        variant.name: Plan.from_json(store.plan_path(variant).read_text(encoding="utf-8"))
+        for variant in comparison.variants
+    }
+    costs = json.loads((store.root / "costs.json").read_text(encoding="utf-8"))
+    environment = read_json(store.root / "environment.json") or {}
+    result = summarize(comparison, records, costs, store.root)
+    return Run(comparison, result, tuple(records), plans, environment, seconds)

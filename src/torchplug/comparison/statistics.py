@@ -1,0 +1,217 @@
+"""Paired statistics of variants against a baseline, by scipy and statsmodels.
+
+A seed is a block: it fixes initial weights, order and augmentation for all variants, so what is
+analyzed are the differences within seeds. The mean paired difference has a t interval; the exact
+sign-flip permutation test is its check; Holm's method corrects over the family of variants. A
+bootstrap over seeds never decides: with three to five seeds its intervals are far too short.
+"""
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.power import TTestPower
+from statsmodels.stats.weightstats import ttost_paired
+
+ALPHA = 0.05
+POWER = 0.8
+LEAST_MARGIN = 0.2
+"""Points of accuracy: smaller differences are taken to be of no practical interest."""
+
+_EXACT_SEEDS = 16
+"""Up to this many seeds all sign flips are enumerated, above it 100,000 are drawn."""
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """A two-sided interval, in points."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """A variant against the baseline, over the same seeds; all in points of accuracy."""
+
+    mean: float
+    interval: Interval
+    """95 % paired t interval, not corrected."""
+
+    corrected_interval: Interval
+    """At the level that Bonferroni's split of 5 % gives each variant: wider, for the verdict."""
+
+    p: float
+    """Paired t test."""
+
+    p_flip: float
+    """Exact sign-flip permutation test."""
+
+    p_corrected: float
+    """Holm over the variants, of the larger of both p values."""
+
+    p_equivalent: float
+    """Two one-sided tests against the margin, Holm over the variants."""
+
+    wins: float
+    """Share of seeds in which the variant is ahead, ties counted half."""
+
+    detectable: float
+    """The difference that these seeds would have found with 80 % probability."""
+
+    seeds_for_margin: int | None
+    """Seeds that would find a difference of the margin with 80 % probability."""
+
+    generality: Interval
+    """95 % bootstrap interval over seeds and test images: the claim beyond this test set."""
+
+
+def mean_interval(values: Sequence[float], level: float = 1 - ALPHA) -> Interval:
+    """Return the t interval of a mean.
+
+    >>> interval = mean_interval([98.0, 99.0, 100.0])
+    >>> round(interval.low, 2), round(interval.high, 2)
+    (96.52, 101.48)
+    """
+    array = np.asarray(values, dtype=float)
+    error = array.std(ddof=1) / math.sqrt(len(array))
+    reach = float(stats.t.ppf(0.5 + level / 2, len(array) - 1) * error)
+    center = float(array.mean())
+    return Interval(low=center - reach, high=center + reach)
+
+
+def choose_margin(baseline: Sequence[float]) -> float:
+    """Return the default margin: 0.2 points, or one standard error of the baseline if larger."""
+    array = np.asarray(baseline, dtype=float)
+    return max(LEAST_MARGIN, float(array.std(ddof=1) / math.sqrt(len(array))))
+
+
+def compare_variants(
+    baseline: Sequence[float],
+    variants: Sequence[Sequence[float]],
+    errors: tuple[NDArray[np.bool_], Sequence[NDArray[np.bool_]]],
+    margin: float,
+) -> list[Difference]:
+    """Compare each variant with the baseline, seed by seed.
+
+    Args:
+        baseline: accuracy of the baseline in percent, one value a seed.
+        variants: the same for each variant, in the same order of seeds.
+        errors: which test images each trial got wrong, ``(seeds, images)``, baseline and variants.
+        margin: the smallest difference worth having, in points.
+    """
+    differences = [np.asarray(v, dtype=float) - np.asarray(baseline, float) for v in variants]
+    family = len(differences)
+    flips = [flip_test(d) for d in differences]
+    tests = [t_test(d) for d in differences]
+    corrected = _holm([max(pair) for pair in zip(tests, flips, strict=True)])
+    equivalent = _holm([equivalence_test(d, margin) for d in differences])
+    wrong_base, wrong_variants = errors
+    return [
+        Difference(
+            mean=float(d.mean()),
+            interval=mean_interval(d.tolist()),
+            corrected_interval=mean_interval(d.tolist(), 1 - ALPHA / family),
+            p=tests[i],
+            p_flip=flips[i],
+            p_corrected=corrected[i],
+            p_equivalent=equivalent[i],
+            wins=float((d > 0).mean() + (d == 0).mean() / 2),
+            detectable=detectable_difference(d, family),
+            seeds_for_margin=seeds_needed(d, margin, family),
+            generality=bootstrap_both(wrong_base, wrong_variants[i]),
+        )
+        for i, d in enumerate(differences)
+    ]
+
+
+def t_test(differences: Array) -> float:
+    """Return p of the paired t test; equal differences in all seeds are certain."""
+    if _is_constant(differences):
+        return 1.0 if abs(differences[0]) < 1e-12 else 0.0
+    return float(stats.ttest_1samp(differences, 0.0).pvalue)
+
+
+def flip_test(differences: Array) -> float:
+    """Return p of the sign-flip permutation test: exact up to 16 seeds.
+
+    With n seeds it cannot be below 2 / 2**n, which is 0.0625 for five.
+
+    >>> flip_test(np.array([0.3, 0.2, 0.5, 0.1, 0.4]))
+    0.0625
+    """
+    count = len(differences)
+    resamples = 2**count if count <= _EXACT_SEEDS else 100_000
+    result = stats.permutation_test(
+        (differences, np.zeros(count)),
+        lambda x, y: float(np.mean(x - y)),
+        permutation_type="samples",
+        n_resamples=resamples,
+        rng=np.random.default_rng(0),
+    )
+    return float(result.pvalue)
+
+
+def equivalence_test(differences: Array, margin: float) -> float:
+    """Return p of the two one-sided tests that the difference lies within the margin."""
+    if _is_constant(differences):
+        return 0.0 if abs(differences[0]) < margin else 1.0
+    p, _, _ = ttost_paired(differences, np.zeros(len(differences)), -margin, margin)
+    return float(p)
+
+
+def _is_constant(differences: Array) -> bool:
+    return bool(np.ptp(differences) < 1e-12)
+
+
+def _holm(values: Sequence[float]) -> list[float]:
+    return [float(p) for p in multipletests(values, alpha=ALPHA, method="holm")[1]]
+
+
+def detectable_difference(differences: Array, family: int) -> float:
+    """Return the difference found with 80 % probability, at the corrected level."""
+    effect = _solve_power(nobs=len(differences), alpha=ALPHA / family)
+    return effect * float(np.std(differences, ddof=1))
+
+
+def seeds_needed(differences: Array, margin: float, family: int) -> int | None:
+    """Return the number of seeds that would find a difference of ``margin``."""
+    deviation = float(np.std(differences, ddof=1))
+    if deviation < 1e-12:
+        return None
+    needed = _solve_power(effect_size=margin / deviation, alpha=ALPHA / family)
+    return math.ceil(needed) if math.isfinite(needed) else None
+
+
+def _solve_power(**known: float) -> float:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the solver tells of its trial values
+        value = TTestPower().solve_power(power=POWER, alternative="two-sided", **known)
+    return float(np.ravel(value)[0])
+
+
+def bootstrap_both(
+    wrong_base: NDArray[np.bool_], wrong_variant: NDArray[np.bool_], resamples: int = 2000
+) -> Interval:
+    """Return the 95 % interval of the difference when seeds and test images are drawn anew.
+
+    The split is fixed, so the t interval speaks of these test images; this one speaks of others
+    of the same kind too.
+    """
+    gains = 100.0 * (wrong_base.astype(float) - wrong_variant.astype(float))
+    rng = np.random.default_rng(0)
+    seeds, images = gains.shape
+    means = np.empty(resamples)
+    for i in range(resamples):
+        rows = rng.integers(seeds, size=seeds)
+        weights = np.bincount(rng.integers(images, size=images), minlength=images)
+        means[i] = gains[rows].mean(0) @ weights / images
+    low, high = np.quantile(means, [0.025, 0.975])
+    return Interval(low=float(low), high=float(high))
