@@ -120,12 +120,30 @@ def test_importing_torchplug_loads_no_optional_package() -> None:
     assert done.stdout.split() == ["torchplug"]
 
 
+def docstring_lines(tree: ast.Module) -> int:
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    nodes = [node for node in ast.walk(tree) if isinstance(node, kinds) and ast.get_docstring(node)]
+    return sum(node.body[0].end_lineno - node.body[0].lineno + 1 for node in nodes)
+
+
+def card_lines(tree: ast.Module) -> int:
+    cards = [
+        node
+        for node in tree.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "CARD"
+    ]
+    return sum(node.end_lineno - node.lineno + 1 for node in cards)
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
 def test_files_and_functions_are_short(path: Path) -> None:
     text = path.read_text()
-    limit = LONGEST_MODULE_FILE if part_of(path) == "modules" else LONGEST_FILE
-    assert len(text.splitlines()) <= limit
-    for node in ast.walk(ast.parse(text)):
+    tree = ast.parse(text)
+    assert len(text.splitlines()) <= LONGEST_FILE
+    if part_of(path) == "modules":
+        told = docstring_lines(tree) + card_lines(tree)
+        assert len(text.splitlines()) - told <= LONGEST_MODULE_FILE
+    for node in ast.walk(tree):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             body = node.body[1:] if ast.get_docstring(node) else node.body
             length = body[-1].end_lineno - body[0].lineno + 1 if body else 0

@@ -68,6 +68,9 @@ class Sample:
     parameters: int
     """Learned parameters, counted by hand from the paper's formula."""
 
+    learned: tuple[str, ...] = ()
+    """Parameters that are inert on the card and learn with these options."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointFormat:

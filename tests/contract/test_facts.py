@@ -51,14 +51,14 @@ def test_a_gradient_reaches_every_parameter_that_is_not_inert(card: Card, sample
     for name, parameter in module.named_parameters():
         assert parameter.grad is not None, name
         reached = float(parameter.grad.abs().max()) > 1e-9 * scale
-        assert reached != (name in card.inert), name
+        assert reached != (name in card.inert and name not in sample.learned), name
 
 
 @pytest.mark.parametrize("card", CARDS, ids=sample_id)
 def test_min_channels_is_the_smallest_width_that_the_defaults_accept(card: Card) -> None:
     others = card.samples[0].args[1:]
     card.factory(card.min_channels, *others)
-    with pytest.raises(ValueError, match=": got .*; "):
+    with pytest.raises(ValueError, match=r": got .*; "):
         card.factory(card.min_channels - 1, *others)
 
 

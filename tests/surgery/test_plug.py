@@ -33,7 +33,6 @@ PUBLISHED = {
     ("cbam", "resnet18"): 11_779_392,
     ("cbam", "resnet34"): 21_960_468,
     ("bam", "resnet18"): 11_712_503,
-    ("nl", "resnet50"): 32_911_400,
 }
 
 
@@ -76,6 +75,16 @@ def test_parameters_are_the_published_number(key: str, host: str) -> None:
     report = tp.plug(model, key, example=EXAMPLE)
     assert report.base_parameters + report.module_parameters == PUBLISHED[key, host]
     assert report.parameters == sum(p.numel() for p in model.parameters())
+
+
+def test_one_non_local_block_before_the_last_of_res4_has_the_published_count() -> None:
+    report = tp.plug(torchvision.models.resnet50(), "nl", "layer3.4", example=EXAMPLE)
+    assert report.parameters == 27_658_792
+
+
+def test_non_local_goes_after_every_second_block_of_the_middle_stages() -> None:
+    paths = tp.plug(torchvision.models.resnet50(), "nl", example=EXAMPLE).paths
+    assert paths == ("layer2.1", "layer2.3", "layer3.1", "layer3.3", "layer3.5")
 
 
 def test_gates_are_counted_apart() -> None:

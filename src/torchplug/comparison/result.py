@@ -115,45 +115,68 @@ def summarize(
         reasons = "; ".join(f"seed {seed}: {why}" for seed, why in dropped.items())
         fix = "lower the learning rate or remove the variant that fails"
         raise UsageError(explain("at least 2 seeds must finish in every variant", reasons, fix))
-    for seed in seeds:
-        if len({by_trial[name, seed]["base_weights"] for name in names}) != 1:
-            raise TorchplugError(f"seed {seed} is not paired: variants started from other weights")
-    accuracies = {name: [by_trial[name, s]["accuracy"] for s in seeds] for name in names}
-    wrong = {name: _mark_errors([by_trial[name, s] for s in seeds]) for name in names}
+    kept = {name: [by_trial[name, seed] for seed in seeds] for name in names}
+    _check_pairing(kept)
+    accuracies = {name: [record["accuracy"] for record in kept[name]] for name in names}
     margin = comparison.margin or choose_margin(accuracies[BASELINE])
-    variants = names[1:]
-    differences = compare_variants(
-        accuracies[BASELINE],
-        [accuracies[name] for name in variants],
-        (wrong[BASELINE], [wrong[name] for name in variants]),
-        margin,
-    )
-    found: dict[str, Difference] = dict(zip(variants, differences, strict=True))
-    rows = []
-    for name in names:
-        d = found.get(name)
-        verdict = judge(d, seeds=len(seeds), family=len(variants), margin=margin) if d else None
-        rows.append(
-            Row(
-                variant=name,
-                accuracies=tuple(accuracies[name]),
-                mean=float(np.mean(accuracies[name])),
-                interval=mean_interval(accuracies[name]),
-                difference=d,
-                verdict=verdict,
-                **costs[name],
-            )
-        )
-    tested = by_trial[BASELINE, seeds[0]]["tested"]
-    note = explain_sample(len(seeds), tested, rows[0].mean, len(variants))
+    differences = _compare(kept, accuracies, margin)
+    rows = [
+        _make_row(name, accuracies[name], differences.get(name), len(differences), margin, costs)
+        for name in names
+    ]
+    tested = kept[BASELINE][0]["tested"]
     return ComparisonResult(
         rows=tuple(rows),
         seeds=seeds,
         dropped=dropped,
         margin=margin,
         tested=tested,
-        note=note,
+        note=explain_sample(len(seeds), tested, rows[0].mean, len(differences)),
         directory=directory,
+    )
+
+
+def _check_pairing(kept: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    for records in zip(*kept.values(), strict=True):
+        if len({record["base_weights"] for record in records}) != 1:
+            seed = records[0]["seed"]
+            raise TorchplugError(f"seed {seed} is not paired: variants started from other weights")
+
+
+def _compare(
+    kept: Mapping[str, Sequence[Mapping[str, Any]]],
+    accuracies: Mapping[str, Sequence[float]],
+    margin: float,
+) -> dict[str, Difference]:
+    """Compare every variant with the baseline."""
+    variants = [name for name in kept if name != BASELINE]
+    wrong = {name: _mark_errors(records) for name, records in kept.items()}
+    differences = compare_variants(
+        accuracies[BASELINE],
+        [accuracies[name] for name in variants],
+        (wrong[BASELINE], [wrong[name] for name in variants]),
+        margin,
+    )
+    return dict(zip(variants, differences, strict=True))
+
+
+def _make_row(
+    name: str,
+    accuracies: Sequence[float],
+    d: Difference | None,
+    family: int,
+    margin: float,
+    costs: Mapping[str, Mapping[str, Any]],
+) -> Row:
+    verdict = judge(d, seeds=len(accuracies), family=family, margin=margin) if d else None
+    return Row(
+        variant=name,
+        accuracies=tuple(accuracies),
+        mean=float(np.mean(accuracies)),
+        interval=mean_interval(accuracies),
+        difference=d,
+        verdict=verdict,
+        **costs[name],
     )
 
 

@@ -15,15 +15,44 @@ zero; a bottleneck of one channel, which makes the norm constant, is refused.
 
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from torchplug.card import Card, CheckpointFormat, Paper, Place, Sample, State
-from torchplug.errors import explain, nearest
-from torchplug.nn import hidden_width
+from torchplug.nn import check_choice, hidden_width
 
 Pooling = Literal["attention", "average"]
 Fusion = Literal["add", "scale", "scale_add"]
+
+
+class ContextTransform(nn.Module):
+    """The bottleneck of a context vector, ``(N, C, 1, 1) -> (N, C, 1, 1)``; zero at the start."""
+
+    def __init__(
+        self,
+        channels: int,
+        hidden_channels: int,
+        eps: float,
+        act_layer: type[nn.Module],
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__()
+        factory = {"device": device, "dtype": dtype}
+        self.reduce = nn.Conv2d(channels, hidden_channels, 1, **factory)
+        self.norm = nn.LayerNorm([hidden_channels, 1, 1], eps=eps, **factory)
+        self.act = act_layer()
+        self.expand = nn.Conv2d(hidden_channels, channels, 1, **factory)
+
+    def reset_parameters(self) -> None:
+        """Draw the first layer from PyTorch's default and set the last to zero."""
+        self.reduce.reset_parameters()
+        self.norm.reset_parameters()
+        for parameter in self.expand.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, context: Tensor) -> Tensor:
+        """Return the transformed context."""
+        return self.expand(self.act(self.norm(self.reduce(context))))
 
 
 class GlobalContext(nn.Module):
@@ -58,6 +87,7 @@ class GlobalContext(nn.Module):
         GCNet: Non-local Networks Meet Squeeze-Excitation Networks and Beyond, arXiv 1904.11492;
         xvjiarui/GCNet.
 
+    >>> import torch
     >>> x = torch.randn(2, 64, 7, 9)
     >>> bool((GlobalContext(64)(x) == x).all())
     True
@@ -77,8 +107,8 @@ class GlobalContext(nn.Module):
         dtype: Any = None,
     ) -> None:
         super().__init__()
-        _require_choice("pooling", pooling, ("attention", "average"))
-        _require_choice("fusion", fusion, ("add", "scale", "scale_add"))
+        check_choice("pooling", pooling, ("attention", "average"))
+        check_choice("fusion", fusion, ("add", "scale", "scale_add"))
         hidden = hidden_width(
             channels, reduction=reduction, hidden_channels=hidden_channels, at_least=2
         )
@@ -87,18 +117,20 @@ class GlobalContext(nn.Module):
         self.identity_at_start = fusion == "add"
         factory = {"device": device, "dtype": dtype}
         self.mask = nn.Conv2d(channels, 1, 1, **factory) if pooling == "attention" else None
-        self.scale = self.add = None
+        self.scale: ContextTransform | None = None
+        self.add: ContextTransform | None = None
         if fusion != "add":
-            self.scale = _Transform(channels, hidden, eps, act_layer, **factory)
+            self.scale = ContextTransform(channels, hidden, eps, act_layer, **factory)
         if fusion != "scale":
-            self.add = _Transform(channels, hidden, eps, act_layer, **factory)
+            self.add = ContextTransform(channels, hidden, eps, act_layer, **factory)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draw the mask from He's normal distribution and end each transform in zero."""
         if self.mask is not None:
             nn.init.kaiming_normal_(self.mask.weight, mode="fan_in", nonlinearity="relu")
-            nn.init.zeros_(self.mask.bias)
+            if self.mask.bias is not None:
+                nn.init.zeros_(self.mask.bias)
         for transform in (self.scale, self.add):
             if transform is not None:
                 transform.reset_parameters()
@@ -106,12 +138,11 @@ class GlobalContext(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x`` refined by its global context."""
         context = self._pool(x)
-        if self.scale is None:
-            return x + self.add(context)
-        gate = self.scale(context).sigmoid()
-        if self.add is None:
-            return x * gate
-        return torch.addcmul(self.add(context), x, gate)
+        if self.scale is not None:
+            x = x * self.scale(context).sigmoid()
+        if self.add is not None:
+            x = x + self.add(context)
+        return x
 
     def _pool(self, x: Tensor) -> Tensor:
         if self.mask is None:
@@ -125,3 +156,96 @@ class GlobalContext(nn.Module):
             f"channels={self.channels}, hidden_channels={self.hidden_channels}, "
             f"pooling={self.pooling!r}, fusion={self.fusion!r}"
         )
+
+
+def _flops(module: GlobalContext, shape: tuple[int, ...]) -> int:
+    batch, channels, height, width = shape
+    transforms = sum(transform is not None for transform in (module.scale, module.add))
+    pooling = 4 * channels * height * width if module.mask is not None else 0
+    return batch * (pooling + 4 * transforms * channels * module.hidden_channels)
+
+
+def _vector_to_map(state: State) -> State:
+    return {
+        name: tensor[:, None, None] if ".norm." in name else tensor
+        for name, tensor in state.items()
+    }
+
+
+_OFFICIAL = {
+    "conv_mask": "mask",
+    "channel_add_conv.0": "add.reduce",
+    "channel_add_conv.1": "add.norm",
+    "channel_add_conv.3": "add.expand",
+    "channel_mul_conv.0": "scale.reduce",
+    "channel_mul_conv.1": "scale.norm",
+    "channel_mul_conv.3": "scale.expand",
+}
+_TIMM = {
+    "conv_attn": "mask",
+    **{
+        f"mlp_{ours}.{theirs}": f"{ours}.{name}"
+        for ours in ("add", "scale")
+        for theirs, name in (("fc1", "reduce"), ("norm", "norm"), ("fc2", "expand"))
+    },
+}
+
+
+def _count(channels: int, hidden: int, *, transforms: int, mask: bool) -> int:
+    transform = channels * hidden + hidden + 2 * hidden + hidden * channels + channels
+    return transforms * transform + (channels + 1 if mask else 0)
+
+
+CARD = Card(
+    key="gc",
+    factory=GlobalContext,
+    title="Global Context",
+    summary="Add to every position one context vector, pooled by attention and transformed.",
+    equation="y = x + W2 relu(LN(W1 sum_j softmax_j(Wk x) x_j))",
+    paper=Paper(
+        title="GCNet: Non-local Networks Meet Squeeze-Excitation Networks and Beyond",
+        authors="Cao, Xu, Lin, Wei, Hu",
+        venue="ICCV Workshops",
+        year=2019,
+        arxiv="1904.11492",
+        code="https://github.com/xvjiarui/GCNet",
+    ),
+    kind="refine",
+    place=Place(
+        role="bottleneck",
+        stages=(2, 3, 4),
+        note="on the output of the residual branches of c3, c4 and c5, before the add",
+    ),
+    identity_at_start=True,
+    min_channels=32,
+    flops=_flops,
+    samples=(
+        Sample(
+            args=(32,),
+            shape=(2, 32, 9, 7),
+            parameters=_count(32, 2, transforms=1, mask=True),
+        ),
+        Sample(
+            args=(20,),
+            options={"reduction": 4, "fusion": "scale_add", "act_layer": nn.SiLU},
+            shape=(2, 20, 6, 8),
+            parameters=_count(20, 5, transforms=2, mask=True),
+        ),
+        Sample(
+            args=(12,),
+            options={"hidden_channels": 3, "pooling": "average", "fusion": "scale", "eps": 1e-6},
+            shape=(2, 12, 7, 5),
+            parameters=_count(12, 3, transforms=1, mask=False),
+        ),
+    ),
+    inert={"mask.bias": "a softmax over positions does not see a constant"},
+    formats=(
+        CheckpointFormat(source="official", rename=_OFFICIAL),
+        CheckpointFormat(source="mmcv", rename=_OFFICIAL),
+        CheckpointFormat(source="timm", rename=_TIMM, transform=_vector_to_map),
+    ),
+    deviations=(
+        "reduction is a divisor; the authors' code multiplies by a ratio.",
+        "a bottleneck of one channel is refused: its layer norm is constant.",
+    ),
+)

@@ -14,8 +14,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from torchplug.card import Card, CheckpointFormat, Paper, Place, Sample, State
-from torchplug.nn import hidden_width
+from torchplug.card import Card, CheckpointFormat, Paper, Place, Sample
+from torchplug.nn import hidden_width, linear_to_conv
 
 
 class SqueezeExcite(nn.Module):
@@ -80,10 +80,14 @@ class SqueezeExcite(nn.Module):
         self.reduce.reset_parameters()
         self.expand.reset_parameters()
 
+    def find_gate(self, x: Tensor) -> Tensor:
+        """Return the gate of each channel, ``(N, C, 1, 1)``, between 0 and 1."""
+        squeezed = x.mean((2, 3), keepdim=True)
+        return self.gate(self.expand(self.act(self.reduce(squeezed))))
+
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x`` with every channel scaled by its gate."""
-        squeezed = x.mean((2, 3), keepdim=True)
-        return x * self.gate(self.expand(self.act(self.reduce(squeezed))))
+        return x * self.find_gate(x)
 
     def extra_repr(self) -> str:
         """Name the resolved widths."""
@@ -92,13 +96,6 @@ class SqueezeExcite(nn.Module):
 
 def _flops(module: SqueezeExcite, shape: tuple[int, ...]) -> int:
     return 4 * shape[0] * module.channels * module.hidden_channels
-
-
-def _linear_to_conv(state: State) -> State:
-    return {
-        name: tensor[:, :, None, None] if tensor.ndim == 2 else tensor
-        for name, tensor in state.items()
-    }
 
 
 CARD = Card(
@@ -144,7 +141,7 @@ CARD = Card(
         CheckpointFormat(
             source="moskomule",
             rename={"fc.0": "reduce", "fc.2": "expand"},
-            transform=_linear_to_conv,
+            transform=linear_to_conv,
         ),
         CheckpointFormat(
             source="official",
