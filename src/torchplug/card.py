@@ -48,12 +48,12 @@ class Place:
     note: str
 
     def __str__(self) -> str:
-        text = self.role
+        limits = []
         if self.stages is not None:
-            text += " of stages " + ", ".join(map(str, self.stages))
+            limits.append("stages " + ", ".join(map(str, self.stages)))
         if self.every > 1:
-            text += f", every {self.every}nd" if self.every == 2 else f", every {self.every}th"
-        return text
+            limits.append(f"one in {self.every}")
+        return f"{self.role} ({'; '.join(limits)})" if limits else self.role
 
 
 @dataclass(frozen=True, kw_only=True)

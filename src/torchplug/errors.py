@@ -11,6 +11,7 @@ Constructors of modules raise a plain ``ValueError`` with the same three parts.
 
 import difflib
 import importlib
+import importlib.util
 from collections.abc import Iterable
 from types import ModuleType
 
@@ -55,6 +56,21 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     return "choose from " + ", ".join(repr(name) for name in known)
 
 
+def require_extra(packages: Iterable[str], *, extra: str, purpose: str) -> None:
+    """Raise :class:`MissingExtra` if one of ``packages`` is not installed; nothing is imported."""
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MissingExtra(_explain_missing(", ".join(missing), extra, purpose))
+
+
+def _explain_missing(package: str, extra: str, purpose: str) -> str:
+    return explain(
+        f"{purpose} needs {package}",
+        "an environment without it",
+        f"install it with: pip install 'torchplug[{extra}]'",
+    )
+
+
 def import_extra(package: str, *, extra: str, purpose: str) -> ModuleType:
     """Import an optional package, or raise :class:`MissingExtra` naming the extra that has it."""
     try:
@@ -63,9 +79,4 @@ def import_extra(package: str, *, extra: str, purpose: str) -> ModuleType:
         top = package.partition(".")[0]
         if (error.name or "").partition(".")[0] != top:
             raise  # the package is there and one of its own imports is broken
-        text = explain(
-            f"{purpose} needs the package {top!r}",
-            "an environment without it",
-            f"install it with: pip install 'torchplug[{extra}]'",
-        )
-        raise MissingExtra(text) from error
+        raise MissingExtra(_explain_missing(top, extra, purpose)) from error

@@ -137,5 +137,6 @@ def _read_shape(text: str) -> tuple[int, ...]:
         raise UsageError(explain("a shape is a list of numbers", repr(text), fix)) from None
 
 
-app.command(epilog=compare.__example__)(compare)  # type: ignore[attr-defined]
-app.command(epilog=report.__example__)(report)  # type: ignore[attr-defined]
+_COMPARE = "torchplug compare --model torchplug:resnet8 --plug se --plug cbam@stage --seeds 5"
+app.command(epilog=f"Example: [bold]{_COMPARE}[/bold]")(compare)
+app.command(epilog="Example: [bold]torchplug report runs/demo[/bold]")(report)

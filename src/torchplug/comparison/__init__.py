@@ -1,5 +1,13 @@
 """Compare variants honestly: paired seeds, one record a trial, a verdict in words."""
 
+from torchplug.errors import require_extra
+
+require_extra(
+    ("numpy", "scipy", "statsmodels", "sklearn", "torchvision", "filelock"),
+    extra="compare",
+    purpose="a comparison",
+)
+
 from torchplug.comparison.engine import Event as Event
 from torchplug.comparison.recipe import Recipe as Recipe
 from torchplug.comparison.result import ComparisonResult as ComparisonResult
