@@ -151,8 +151,9 @@ def flip_test(differences: Array) -> float:
     resamples = 2**count if count <= _EXACT_SEEDS else 100_000
     result = stats.permutation_test(
         (differences, np.zeros(count)),
-        lambda x, y: float(np.mean(x - y)),
+        lambda x, y, axis: np.mean(x - y, axis=axis),
         permutation_type="samples",
+        vectorized=True,
         n_resamples=resamples,
         rng=np.random.default_rng(0),
     )

@@ -73,7 +73,7 @@ def _advise(d: Difference, seeds: int, margin: float) -> str:
     needed = d.seeds_for_margin
     if needed is None or needed <= seeds:
         return ""
-    return f"; about {needed} would find {margin:.2f}"
+    return f"; about {needed} would find a difference of {margin:.2f}"
 
 
 def explain_sample(seeds: int, tested: int, accuracy: float, family: int) -> str:

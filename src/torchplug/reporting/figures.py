@@ -9,6 +9,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from scipy import stats
 
 from torchplug.comparison import BASELINE, Run
@@ -81,7 +82,7 @@ def draw_differences(run: Run) -> str:
 def draw_seeds(run: Run) -> str:
     """Draw the accuracy of every trial, the trials of one seed joined by a line."""
     rows = run.result.rows
-    with _axes(7.2, 3.6) as (figure, axes):
+    with _axes(5.4, 3.6) as (figure, axes):
         places = np.arange(len(rows))
         for values in zip(*(row.accuracies for row in rows), strict=True):
             axes.plot(places, values, color="#c4c4c4", linewidth=1, zorder=1)
@@ -99,7 +100,7 @@ def draw_seeds(run: Run) -> str:
 
 def draw_cost(run: Run) -> str:
     """Draw accuracy against parameters, with the interval of the mean."""
-    with _axes(7.2, 3.6) as (figure, axes):
+    with _axes(5.4, 3.6) as (figure, axes):
         for index, row in enumerate(run.result.rows):
             low, high = row.mean - row.interval.low, row.interval.high - row.mean
             axes.errorbar(
@@ -121,7 +122,7 @@ def draw_cost(run: Run) -> str:
 
 def draw_curves(run: Run, quantity: str, label: str) -> str:
     """Draw a learning curve a variant: the mean over the seeds, and its 95 % band."""
-    with _axes(7.2, 3.6) as (figure, axes):
+    with _axes(5.4, 3.6) as (figure, axes):
         for index, row in enumerate(run.result.rows):
             curves = _read_curves(run, row.variant, quantity)
             epochs = np.arange(1, curves.shape[1] + 1)
@@ -135,12 +136,15 @@ def draw_curves(run: Run, quantity: str, label: str) -> str:
             )
         if quantity == "loss":
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.yaxis.set_minor_formatter(NullFormatter())
         else:
             # the first epochs would flatten what is of interest
             top = max(_read_curves(run, row.variant, quantity).max() for row in run.result.rows)
             ends = [_read_curves(run, row.variant, quantity).mean(0) for row in run.result.rows]
             floor = min(float(np.median(curve)) for curve in ends)
             axes.set_ylim(floor - (top - floor), top + 0.1 * (top - floor) + 0.1)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("epoch")
         axes.set_ylabel(label)
         axes.legend(frameon=False)

@@ -1,0 +1,101 @@
+"""The commands, run as a user runs them."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TORCHPLUG = Path(sys.executable).with_name("torchplug")
+
+
+def run(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [str(TORCHPLUG), *words]
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        check=False,
+        env={
+            "PATH": "/usr/bin:/bin",
+            "COLUMNS": "160",
+            "MPLBACKEND": "Agg",
+            "HOME": "/nonexistent",
+        },
+    )
+
+
+@pytest.mark.parametrize("command", ["list", "show", "sites", "compare", "report"])
+def test_every_command_explains_itself_with_an_example(command: str) -> None:
+    done = run(command, "--help")
+    assert done.returncode == 0
+    assert f"Example: torchplug {command}" in done.stdout
+
+
+def test_list_names_every_module() -> None:
+    lines = run("list").stdout.splitlines()
+    assert {line.split()[0] for line in lines[1:]} >= {"se", "cbam", "gc", "bam", "nl", "scse"}
+
+
+def test_show_tells_paper_place_and_cost() -> None:
+    shown = run("show", "cbam").stdout
+    assert "https://arxiv.org/abs/1807.06521" in shown
+    assert "bottleneck" in shown
+    assert [line.split()[:2] for line in shown.splitlines()[-3:]] == [
+        ["64", "680"],
+        ["256", "8,564"],
+        ["512", "33,412"],
+    ]
+
+
+def test_sites_is_a_table_of_places() -> None:
+    lines = run("sites", "torchvision:resnet18", "--shape", "1,3,64,64").stdout.splitlines()
+    assert lines[1].split()[:2] == ["bottleneck", "layer1.0.bn2"]
+    assert len(lines) == 1 + 8 + 8 + 4 + 1
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (("show", "cbma"), "did you mean 'cbam'"),
+        (("sites", "torchvision:resnet19"), "did you mean 'resnet18'"),
+        (("sites", "torchvision:resnet18", "--shape", "big"), "write it like 1,3,224,224"),
+        (("sites", "torchvision:vgg11", "--role", "bottleneck"), "choose from stage"),
+        (("report", "nowhere"), "a report needs the directory of a run"),
+        (("compare", "--model", "torchplug:resnet8", "--plug", "se", "--seeds", "1"), "2 seeds"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(
+    words: tuple[str, ...], text: str, tmp_path: Path
+) -> None:
+    done = run(*words, cwd=tmp_path)
+    assert done.returncode == 2
+    assert text in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_compare_and_report_write_a_run(tmp_path: Path) -> None:
+    words = ["compare", "--model", "torchplug:resnet8", "--plug", "se", "--plug", "cbam@stage"]
+    words += ["--seeds", "2", "--epochs", "1", "--name", "first"]
+    done = run(*words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "3 x stage" in done.stdout
+    assert "2 seeds are a screen" in done.stdout
+    root = tmp_path / "runs" / "first"
+    assert len(list((root / "trials").iterdir())) == 6
+    assert (root / "report.html").exists()
+
+    (root / "report.html").unlink()
+    assert run("report", str(root)).returncode == 0
+    assert (root / "report.html").exists()
+
+    again = run(*words, cwd=tmp_path)
+    assert "6 of 6 trials are there from an earlier run" in again.stdout
+
+
+def test_the_version_is_the_packages() -> None:
+    from torchplug import __version__
+
+    assert run("--version").stdout.strip() == __version__
