@@ -60,10 +60,13 @@ class Place:
 class Sample:
     """One construction that the contract tests exercise: positional ``args`` and ``options``."""
 
-    args: tuple[int, ...]
+    args: tuple[Any, ...]
     options: Mapping[str, Any] = field(default_factory=dict)
     shape: tuple[int, ...] = ()
     """Shape of an input; the contract tests vary batch and map size around it."""
+
+    other_shapes: tuple[tuple[int, ...], ...] = ()
+    """Shapes of further inputs, for a module that merges maps."""
 
     parameters: int
     """Learned parameters, counted by hand from the paper's formula."""
@@ -110,8 +113,11 @@ class Card:
     min_channels: int
     """The smallest width that the defaults accept."""
 
-    flops: Callable[[Any, tuple[int, ...]], int]
-    """``flops(module, input_shape)``: two per multiply-add of convolutions and matrix products."""
+    flops: Callable[..., int]
+    """``flops(module, input_shape)``: two per multiply-add of convolutions and matrix products.
+
+    A module that merges maps takes one shape for each.
+    """
 
     samples: tuple[Sample, ...]
     inert: Mapping[str, str] = field(default_factory=dict)

@@ -1,6 +1,7 @@
 """What every contract test runs over: each card, each of its samples, each golden."""
 
 import importlib
+from fractions import Fraction
 from pathlib import Path
 from types import ModuleType
 
@@ -65,10 +66,33 @@ def randomize(module: nn.Module, seed: int) -> None:
             tensor.copy_(values)
 
 
-def draw_input(sample: Sample, *, dtype: torch.dtype = torch.float64, seed: int = 1) -> Tensor:
-    """A random input of the sample's shape."""
+def input_shapes(
+    sample: Sample, *, batch: int | None = None, size: tuple[int, int] | None = None
+) -> list[tuple[int, ...]]:
+    """The shapes of a sample's inputs; with another ``size`` of the first, the rest keep pace."""
+    _, _, *own = sample.shape
+    ratios = [Fraction(wanted, first) for wanted, first in zip(size or own, own, strict=True)]
+    shapes = []
+    for images, channels, *sides in (sample.shape, *sample.other_shapes):
+        scaled = [max(int(side * ratio), 1) for side, ratio in zip(sides, ratios, strict=True)]
+        shapes.append((batch or images, channels, *scaled))
+    return shapes
+
+
+def draw_inputs(
+    sample: Sample,
+    *,
+    dtype: torch.dtype = torch.float64,
+    seed: int = 1,
+    batch: int | None = None,
+    size: tuple[int, int] | None = None,
+) -> tuple[Tensor, ...]:
+    """Random inputs of the sample's shapes; modules that merge maps take more than one."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(sample.shape, generator=generator, dtype=torch.float64).to(dtype)
+    shapes = input_shapes(sample, batch=batch, size=size)
+    return tuple(
+        torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes
+    )
 
 
 def relative_error(got: Tensor, expected: Tensor) -> float:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from tests.contract.cases import CARDS, SAMPLES, build, draw_input, relative_error, sample_id
+from tests.contract.cases import CARDS, SAMPLES, build, draw_inputs, relative_error, sample_id
 from torchplug.card import Card, Sample
 
 FORBIDDEN_NAMES = {"i", "f", "np", "type"}  # ultralytics writes these on every layer
@@ -37,53 +37,57 @@ def test_names_that_hosts_write_are_free(card: Card, sample: Sample) -> None:
 
 @each_sample
 def test_batch_members_do_not_see_each_other_in_eval(card: Card, sample: Sample) -> None:
-    module, x = build(card, sample), draw_input(sample)
+    module, inputs = build(card, sample), draw_inputs(sample)
     with torch.no_grad():
-        alone = torch.cat([module(row[None]) for row in x])
-        assert relative_error(module(x), alone) < 1e-12
+        members = zip(*(x.split(1) for x in inputs), strict=True)
+        alone = torch.cat([module(*member) for member in members])
+        assert relative_error(module(*inputs), alone) < 1e-12
 
 
 @each_sample
 def test_input_is_not_written_to(card: Card, sample: Sample) -> None:
-    x = draw_input(sample)
-    before = x.clone()
-    build(card, sample).train()(x)
-    assert torch.equal(x, before)
+    inputs = draw_inputs(sample)
+    before = [x.clone() for x in inputs]
+    build(card, sample).train()(*inputs)
+    assert all(torch.equal(x, kept) for x, kept in zip(inputs, before, strict=True))
 
 
 @each_sample
 def test_nothing_is_printed(card: Card, sample: Sample, capsys: pytest.CaptureFixture) -> None:
-    build(card, sample)(draw_input(sample))
+    build(card, sample)(*draw_inputs(sample))
     assert capsys.readouterr() == ("", "")
 
 
 @each_sample
 def test_channels_last_is_kept(card: Card, sample: Sample) -> None:
-    module, x = build(card, sample), draw_input(sample)
-    output = module(x.to(memory_format=torch.channels_last))
+    module, inputs = build(card, sample), draw_inputs(sample)
+    output = module(*(x.to(memory_format=torch.channels_last) for x in inputs))
     assert output.is_contiguous(memory_format=torch.channels_last)
-    assert relative_error(output, module(x)) < 1e-12
+    assert relative_error(output, module(*inputs)) < 1e-12
 
 
 @each_sample
 def test_a_non_contiguous_input_is_accepted(card: Card, sample: Sample) -> None:
-    module, x = build(card, sample), draw_input(sample)
-    assert relative_error(module(x.mT.contiguous().mT), module(x)) < 1e-12
+    module, inputs = build(card, sample), draw_inputs(sample)
+    strided = [x.mT.contiguous().mT for x in inputs]
+    assert relative_error(module(*strided), module(*inputs)) < 1e-12
 
 
 @each_sample
 def test_autocast_follows_full_precision(card: Card, sample: Sample) -> None:
-    module, x = build(card, sample, dtype=torch.float32), draw_input(sample, dtype=torch.float32)
-    expected = module(x)
+    module = build(card, sample, dtype=torch.float32)
+    inputs = draw_inputs(sample, dtype=torch.float32)
+    expected = module(*inputs)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert relative_error(module(x).float(), expected) < 0.05
+        assert relative_error(module(*inputs).float(), expected) < 0.05
 
 
 @each_sample
 def test_bfloat16_follows_full_precision(card: Card, sample: Sample) -> None:
-    module, x = build(card, sample, dtype=torch.float32), draw_input(sample, dtype=torch.float32)
-    expected = module(x)
-    output = module.bfloat16()(x.bfloat16())
+    module = build(card, sample, dtype=torch.float32)
+    inputs = draw_inputs(sample, dtype=torch.float32)
+    expected = module(*inputs)
+    output = module.bfloat16()(*(x.bfloat16() for x in inputs))
     assert output.dtype == torch.bfloat16
     assert relative_error(output.float(), expected) < 0.1
 
@@ -91,25 +95,24 @@ def test_bfloat16_follows_full_precision(card: Card, sample: Sample) -> None:
 @each_sample
 def test_gradients_are_those_of_finite_differences(card: Card, sample: Sample) -> None:
     module = build(card, sample)
-    x = draw_input(sample)[:1, :, :4, :5].contiguous().requires_grad_()
-    assert torch.autograd.gradcheck(module, (x,), fast_mode=True)
+    drawn = draw_inputs(sample)
+    inputs = tuple(x[:1, :, :4, :5].contiguous().requires_grad_() for x in drawn)
+    assert torch.autograd.gradcheck(module, inputs, fast_mode=True)
 
 
 @each_sample
 @pytest.mark.parametrize("size", [(1, 1), (2, 3), (11, 5)])
 def test_small_and_odd_maps_work(card: Card, sample: Sample, size: tuple[int, int]) -> None:
     module = build(card, sample)
-    x = torch.randn(2, sample.shape[1], *size, dtype=torch.float64)
-    assert module(x).isfinite().all()
+    assert module(*draw_inputs(sample, batch=2, size=size)).isfinite().all()
 
 
 @each_sample
 def test_meta_device_gives_the_shape(card: Card, sample: Sample) -> None:
     module = card.factory(*sample.args, **sample.options, device="meta").eval()
-    assert (
-        module(torch.empty(sample.shape, device="meta")).shape
-        == build(card, sample)(draw_input(sample)).shape
-    )
+    inputs = draw_inputs(sample, dtype=torch.float32)
+    output = module(*(x.to("meta") for x in inputs))
+    assert output.shape == build(card, sample, dtype=torch.float32)(*inputs).shape
 
 
 @each_sample
@@ -131,19 +134,19 @@ def test_reset_parameters_forgets_what_was_learned(card: Card, sample: Sample) -
 
 @each_sample
 def test_copies_compute_the_same(card: Card, sample: Sample) -> None:
-    module, x = build(card, sample), draw_input(sample)
-    expected = module(x)
-    assert torch.equal(copy.deepcopy(module)(x), expected)
-    assert torch.equal(pickle.loads(pickle.dumps(module))(x), expected)
+    module, inputs = build(card, sample), draw_inputs(sample)
+    expected = module(*inputs)
+    assert torch.equal(copy.deepcopy(module)(*inputs), expected)
+    assert torch.equal(pickle.loads(pickle.dumps(module))(*inputs), expected)
 
     reloaded = card.factory(*sample.args, **sample.options, dtype=torch.float64).eval()
     reloaded.load_state_dict(load(save(module.state_dict())))
-    assert torch.equal(reloaded(x), expected)
+    assert torch.equal(reloaded(*inputs), expected)
 
     file = io.BytesIO()
     torch.save(module, file)
     file.seek(0)
-    assert torch.equal(torch.load(file, weights_only=False)(x), expected)
+    assert torch.equal(torch.load(file, weights_only=False)(*inputs), expected)
 
 
 @each_sample

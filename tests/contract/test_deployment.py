@@ -2,48 +2,63 @@
 
 import io
 import warnings
+from typing import Any
 
 import onnxruntime
 import pytest
 import torch
 from torch.export import Dim
 
-from tests.contract.cases import SAMPLES, build, draw_input, relative_error, sample_id
+from tests.contract.cases import SAMPLES, build, draw_inputs, relative_error, sample_id
 from torchplug.card import Card, Sample
 
 each_sample = pytest.mark.parametrize(("card", "sample"), SAMPLES, ids=sample_id)
 # sides of 2 and 3 are left out: a pool makes them 1, and a side of 1 is another graph
 HEIGHT, WIDTH = Dim("height", min=4, max=512), Dim("width", min=4, max=512)
-DYNAMIC = ({0: Dim("batch", max=64), 2: HEIGHT, 3: WIDTH},)
+BATCH = Dim("batch", max=64)
 
 
-def other_input(sample: Sample) -> torch.Tensor:
-    """An input with another batch, height and width than the traced one."""
-    shape = (3, sample.shape[1], sample.shape[2] + 4, sample.shape[3] + 7)
-    return torch.randn(shape, generator=torch.Generator().manual_seed(2))
+def dynamic_shapes(sample: Sample) -> tuple[Any, ...]:
+    """Batch and sizes vary; further inputs, a forward's ``*others``, have sizes of their own."""
+    first = {0: BATCH, 2: HEIGHT, 3: WIDTH}
+    others = tuple(
+        {
+            0: BATCH,
+            2: Dim(f"height_{index}", min=2, max=512),
+            3: Dim(f"width_{index}", min=2, max=512),
+        }
+        for index, _ in enumerate(sample.other_shapes)
+    )
+    return (first, others) if others else (first,)
+
+
+def other_inputs(sample: Sample) -> tuple[torch.Tensor, ...]:
+    """Inputs with another batch, height and width than the traced ones."""
+    size = (sample.shape[2] + 4, sample.shape[3] + 7)
+    return draw_inputs(sample, dtype=torch.float32, seed=2, batch=3, size=size)
 
 
 @each_sample
 def test_compile_finds_one_graph_forward_and_backward(card: Card, sample: Sample) -> None:
     torch._dynamo.reset()
     module = build(card, sample, dtype=torch.float32)
-    x = draw_input(sample, dtype=torch.float32).requires_grad_()
+    inputs = [x.requires_grad_() for x in draw_inputs(sample, dtype=torch.float32)]
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
-    output = compiled(x)
-    (gradient,) = torch.autograd.grad(output.square().sum(), x)
-    (expected,) = torch.autograd.grad(module(x).square().sum(), x)
-    assert relative_error(output, module(x)) < 1e-5
-    assert relative_error(gradient, expected) < 1e-4
+    output = compiled(*inputs)
+    gradients = torch.autograd.grad(output.square().sum(), inputs)
+    expected = torch.autograd.grad(module(*inputs).square().sum(), inputs)
+    assert relative_error(output, module(*inputs)) < 1e-5
+    for got, wanted in zip(gradients, expected, strict=True):
+        assert relative_error(got, wanted) < 1e-4
 
 
 @each_sample
 def test_export_is_dynamic_in_batch_and_size(card: Card, sample: Sample) -> None:
     module = build(card, sample, dtype=torch.float32)
-    program = torch.export.export(
-        module, (draw_input(sample, dtype=torch.float32),), dynamic_shapes=DYNAMIC
-    )
-    x = other_input(sample)
-    assert relative_error(program.module()(x), module(x)) < 1e-5
+    traced = draw_inputs(sample, dtype=torch.float32)
+    program = torch.export.export(module, traced, dynamic_shapes=dynamic_shapes(sample))
+    inputs = other_inputs(sample)
+    assert relative_error(program.module()(*inputs), module(*inputs)) < 1e-5
 
 
 @each_sample
@@ -54,13 +69,14 @@ def test_onnx_gives_the_same_output_in_onnxruntime(card: Card, sample: Sample) -
         warnings.simplefilter("ignore")
         torch.onnx.export(
             module,
-            (draw_input(sample, dtype=torch.float32),),
+            draw_inputs(sample, dtype=torch.float32),
             file,
             dynamo=True,
-            dynamic_shapes=DYNAMIC,
+            dynamic_shapes=dynamic_shapes(sample),
             verbose=False,
         )
     session = onnxruntime.InferenceSession(file.getvalue(), providers=["CPUExecutionProvider"])
-    x = other_input(sample)
-    (output,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
-    assert relative_error(torch.from_numpy(output), module(x).detach()) < 1e-4
+    inputs = other_inputs(sample)
+    feeds = {place.name: x.numpy() for place, x in zip(session.get_inputs(), inputs, strict=True)}
+    (output,) = session.run(None, feeds)
+    assert relative_error(torch.from_numpy(output), module(*inputs).detach()) < 1e-4

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests.contract.cases import CARDS, SAMPLES, build, draw_input, sample_id
+from tests.contract.cases import CARDS, SAMPLES, build, draw_inputs, input_shapes, sample_id
 from torchplug.card import Card, Sample
 
 
@@ -18,34 +18,35 @@ def test_parameters_are_as_counted_by_hand(card: Card, sample: Sample) -> None:
 def test_flops_are_what_torch_counts(card: Card, sample: Sample) -> None:
     module = build(card, sample)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        module(draw_input(sample))
-    assert card.flops(module, sample.shape) == counter.get_total_flops()
+        module(*draw_inputs(sample))
+    assert card.flops(module, *input_shapes(sample)) == counter.get_total_flops()
 
 
 @pytest.mark.parametrize("card", CARDS, ids=sample_id)
 def test_identity_at_start_is_as_declared(card: Card) -> None:
     sample = card.samples[0]
     module = card.factory(*sample.args).double()
-    x = draw_input(sample)
-    if module(x).shape != x.shape:
+    inputs = draw_inputs(sample)
+    output = module(*inputs)
+    if output.shape != inputs[0].shape:
         assert not card.identity_at_start
         return
-    assert bool((module(x) == x).all()) == card.identity_at_start
+    assert bool((output == inputs[0]).all()) == card.identity_at_start
 
 
 @pytest.mark.parametrize(("card", "sample"), SAMPLES, ids=sample_id)
 def test_a_module_knows_whether_it_starts_as_the_identity(card: Card, sample: Sample) -> None:
     module = card.factory(*sample.args, **sample.options).double()
-    x = draw_input(sample)
-    output = module(x)
-    measured = output.shape == x.shape and bool((output == x).all())
+    inputs = draw_inputs(sample)
+    output = module(*inputs)
+    measured = output.shape == inputs[0].shape and bool((output == inputs[0]).all())
     assert getattr(module, "identity_at_start", False) == measured
 
 
 @pytest.mark.parametrize(("card", "sample"), SAMPLES, ids=sample_id)
 def test_a_gradient_reaches_every_parameter_that_is_not_inert(card: Card, sample: Sample) -> None:
-    module, x = build(card, sample), draw_input(sample)
-    output = module(x)
+    module = build(card, sample)
+    output = module(*draw_inputs(sample))
     (output * torch.randn_like(output)).sum().backward()
     scale = max(float(p.grad.abs().max()) for p in module.parameters() if p.grad is not None)
     for name, parameter in module.named_parameters():

@@ -9,7 +9,7 @@ from tests.contract.cases import (
     ROOT,
     SAMPLES,
     build,
-    draw_input,
+    draw_inputs,
     oracle,
     relative_error,
     sample_id,
@@ -34,19 +34,20 @@ def test_output_and_input_gradient_equal_the_recording(card: Card, golden: Golde
         golden.prepare(module)
     module.load_state_dict(card.convert(state, golden.source), strict=True)
 
-    x = tensors["input"].requires_grad_()
-    output = module(x)
-    (gradient,) = torch.autograd.grad((output * tensors["cotangent"]).sum(), x)
+    inputs = [tensors[name].requires_grad_() for name in golden.inputs]
+    output = module(*inputs)
+    gradients = torch.autograd.grad((output * tensors["cotangent"]).sum(), inputs)
 
     assert relative_error(output, tensors["output"]) < 1e-10
-    assert relative_error(gradient, tensors["grad_input"]) < 1e-10
+    for name, gradient in zip(golden.inputs, gradients, strict=True):
+        assert relative_error(gradient, tensors[f"grad_{name}"]) < 1e-10
 
 
 @pytest.mark.parametrize(("card", "sample"), SAMPLES, ids=sample_id)
 def test_output_equals_the_naive_reference(card: Card, sample: Sample) -> None:
-    module, x = build(card, sample), draw_input(sample)
+    module, inputs = build(card, sample), draw_inputs(sample)
     with torch.no_grad():
-        assert relative_error(module(x), oracle(card).reference(module, x)) < 1e-10
+        assert relative_error(module(*inputs), oracle(card).reference(module, *inputs)) < 1e-10
 
 
 @pytest.mark.parametrize("card", CARDS, ids=sample_id)

@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
+from torch.export import Dim
 
 import torchplug as tp
 
@@ -44,3 +45,57 @@ def test_impossible_options_are_refused(build: object, text: str) -> None:
 def test_cbam_starts_with_a_spatial_gate_of_one_half_as_the_authors_do() -> None:
     gate = tp.SpatialGate().find_gate(torch.randn(2, 8, 5, 7))
     assert torch.equal(gate, torch.full_like(gate, 0.5))
+
+
+@pytest.mark.parametrize(
+    "norm_layer", [nn.SyncBatchNorm, partial(nn.GroupNorm, 1), partial(nn.BatchNorm2d, eps=1e-3)]
+)
+def test_the_spatial_gate_starts_at_one_half_with_any_norm_that_has_a_weight(
+    norm_layer: object,
+) -> None:
+    gate = tp.SpatialGate(norm_layer=norm_layer).eval().find_gate(torch.randn(2, 8, 5, 7))
+    assert torch.equal(gate, torch.full_like(gate, 0.5))
+
+
+def test_a_norm_without_a_weight_is_accepted_by_the_spatial_gate() -> None:
+    gate = tp.SpatialGate(norm_layer=partial(nn.BatchNorm2d, affine=False))
+    assert gate(torch.randn(2, 8, 5, 7)).isfinite().all()
+
+
+def test_the_spatial_gate_takes_the_authors_momentum_unless_the_user_names_one() -> None:
+    assert tp.SpatialGate().norm.momentum == 0.01
+    assert tp.SpatialGate(norm_layer=nn.SyncBatchNorm).norm.momentum == 0.01
+    assert tp.SpatialGate(norm_layer=partial(nn.BatchNorm2d, momentum=0.3)).norm.momentum == 0.3
+
+
+def test_a_channel_of_zeros_gets_a_finite_gradient_through_every_pool() -> None:
+    x = torch.randn(2, 16, 4, 4)
+    x[:, 0] = 0
+    tp.ChannelGate(16, pools=("avg", "max", "lp", "lse"))(x.requires_grad_()).sum().backward()
+    assert x.grad.isfinite().all()
+
+
+def test_the_lp_pool_of_a_large_half_precision_map_does_not_overflow() -> None:
+    x = torch.full((1, 16, 60, 60), 30.0, dtype=torch.float16)
+    assert tp.ChannelGate(16, pools=("lp",), dtype=torch.float16)(x).isfinite().all()
+
+
+@pytest.mark.parametrize("key", ["cbam", "bam", "scse"])
+def test_training_compiles_and_exports_with_every_size_dynamic(key: str) -> None:
+    torch._dynamo.reset()
+    block = tp.get_card(key).factory(32).train()
+    x = torch.randn(2, 32, 9, 7)
+    torch.compile(block, fullgraph=True, backend="aot_eager")(x)
+    sizes = {0: Dim("batch", max=64), 2: Dim("height", max=512), 3: Dim("width", max=512)}
+    program = torch.export.export(block, (x,), dynamic_shapes=(sizes,))
+    assert program.module()(torch.randn(5, 32, 11, 4)).shape == (5, 32, 11, 4)
+
+
+def test_layer_choices_reach_both_gates() -> None:
+    both = tp.ConcurrentSE(8, act_layer=nn.SiLU, gate_layer=nn.Hardsigmoid)
+    assert isinstance(both.channel.act, nn.SiLU)
+    assert isinstance(both.channel.gate, nn.Hardsigmoid)
+    assert isinstance(both.spatial.gate, nn.Hardsigmoid)
+    one_after_the_other = tp.CBAM(32, gate_layer=nn.Hardsigmoid)
+    assert isinstance(one_after_the_other.channel.gate, nn.Hardsigmoid)
+    assert isinstance(one_after_the_other.spatial.gate, nn.Hardsigmoid)

@@ -5,7 +5,7 @@
 ``GOLDENS``
     the recordings in ``tests/golden`` that the module must reproduce, each with the checkpoint
     format that reads its weights and our arguments;
-``reference(module, x)``
+``reference(module, x)``, ``reference(module, x, *others)`` where a module merges maps
     the same function of ``x`` and of the module's weights, written from the paper with loops and
     plain operations, in evaluation mode.
 """
@@ -24,7 +24,7 @@ class Golden:
 
     name: str
     source: str
-    args: tuple[int, ...]
+    args: tuple[Any, ...]
     options: Mapping[str, Any] = field(default_factory=dict)
     prepare: Any = None
     """Optional function applied to the module after construction, for what no argument sets."""
@@ -34,3 +34,6 @@ class Golden:
 
     factory: Any = None
     """Another class than the card's, for a piece of the module."""
+
+    inputs: tuple[str, ...] = ("input",)
+    """The recorded inputs, in the order of our forward."""

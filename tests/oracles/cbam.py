@@ -41,7 +41,7 @@ def channel_gate(module: CBAM, sample: Tensor) -> Tensor:
         scores = scores + gate.expand.weight.flatten(1) @ hidden.clamp(min=0)
         if gate.expand.bias is not None:
             scores = scores + gate.expand.bias
-    return sample / (1 + torch.exp(-scores))[:, None, None]
+    return sample * squash(gate.gate, scores)[:, None, None]
 
 
 def spatial_gate(module: CBAM, sample: Tensor) -> Tensor:
@@ -63,5 +63,11 @@ def spatial_gate(module: CBAM, sample: Tensor) -> Tensor:
             if isinstance(norm, nn.BatchNorm2d):
                 centered = (score - norm.running_mean) / torch.sqrt(norm.running_var + norm.eps)
                 score = (centered * norm.weight + norm.bias).squeeze()
-            result[:, h, w] = sample[:, h, w] / (1 + torch.exp(-score))
+            result[:, h, w] = sample[:, h, w] * squash(module.spatial.gate, score)
     return result
+
+
+def squash(gate: nn.Module, score: Tensor) -> Tensor:
+    if isinstance(gate, nn.Hardsigmoid):
+        return ((score + 3) / 6).clamp(0, 1)
+    return 1 / (1 + torch.exp(-score))

@@ -1,7 +1,7 @@
 """scSE: recordings of the authors' code, of its two branches, and of smp's variant."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.oracles import Golden
 from torchplug.modules import ConcurrentSE, SpatialExcite, SqueezeExcite
@@ -27,13 +27,13 @@ def reference(module: ConcurrentSE, x: Tensor) -> Tensor:
     result = torch.empty_like(x)
     for n, sample in enumerate(x):
         averages = torch.stack([plane.mean() for plane in sample])
-        hidden = (reduce.weight.flatten(1) @ averages + reduce.bias).clamp(min=0)
-        channel = 1 / (1 + torch.exp(-(expand.weight.flatten(1) @ hidden + expand.bias)))
+        hidden = activate(module.channel.act, weigh(reduce, averages))
+        channel = squash(module.channel.gate, weigh(expand, hidden))
         for h in range(x.shape[2]):
             for w in range(x.shape[3]):
-                energy = squeeze.weight.flatten() @ sample[:, h, w] + squeeze.bias
+                position = squash(module.spatial.gate, weigh(squeeze, sample[:, h, w]))
                 by_channel = channel * sample[:, h, w]
-                by_position = sample[:, h, w] / (1 + torch.exp(-energy))
+                by_position = position * sample[:, h, w]
                 if module.fusion == "add":
                     result[n, :, h, w] = by_channel + by_position
                 else:
@@ -41,3 +41,20 @@ def reference(module: ConcurrentSE, x: Tensor) -> Tensor:
                         by_channel > by_position, by_channel, by_position
                     )
     return result
+
+
+def weigh(layer: nn.Conv2d, vector: Tensor) -> Tensor:
+    product = layer.weight.flatten(1) @ vector
+    return product if layer.bias is None else product + layer.bias
+
+
+def activate(act: nn.Module, hidden: Tensor) -> Tensor:
+    if isinstance(act, nn.SiLU):
+        return hidden / (1 + torch.exp(-hidden))
+    return hidden.clamp(min=0)
+
+
+def squash(gate: nn.Module, score: Tensor) -> Tensor:
+    if isinstance(gate, nn.Hardsigmoid):
+        return ((score + 3) / 6).clamp(0, 1)
+    return 1 / (1 + torch.exp(-score))

@@ -23,6 +23,7 @@ POWER = 0.8
 LEAST_MARGIN = 0.2
 """Points of accuracy: smaller differences are taken to be of no practical interest."""
 
+_BOOTSTRAP_CHUNK = 100
 _EXACT_SEEDS = 16
 """Up to this many seeds all sign flips are enumerated, above it 100,000 are drawn."""
 
@@ -209,10 +210,10 @@ def bootstrap_both(
     gains = 100.0 * (wrong_base.astype(float) - wrong_variant.astype(float))
     rng = np.random.default_rng(0)
     seeds, images = gains.shape
-    means = np.empty(resamples)
-    for i in range(resamples):
-        rows = rng.integers(seeds, size=seeds)
-        weights = np.bincount(rng.integers(images, size=images), minlength=images)
-        means[i] = gains[rows].mean(0) @ weights / images
+    means = []
+    for _ in range(0, resamples, _BOOTSTRAP_CHUNK):  # all at once would need gigabytes
+        rows = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=_BOOTSTRAP_CHUNK)
+        columns = rng.multinomial(images, np.full(images, 1 / images), size=_BOOTSTRAP_CHUNK)
+        means.append(((rows @ gains) * columns).sum(1) / (seeds * images))
     low, high = np.quantile(means, [0.025, 0.975])
     return Interval(low=float(low), high=float(high))

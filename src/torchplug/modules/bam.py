@@ -18,6 +18,7 @@ name repaired. Deviations:
 from collections.abc import Callable
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from torchplug.card import Card, CheckpointFormat, Paper, Place, Sample
@@ -77,7 +78,6 @@ class BAM(nn.Module):
     Source:
         BAM: Bottleneck Attention Module, arXiv 1807.06514; Jongchan/attention-module.
 
-    >>> import torch
     >>> BAM(32)(torch.randn(2, 32, 7, 9)).shape
     torch.Size([2, 32, 7, 9])
     """
@@ -140,7 +140,7 @@ class BAM(nn.Module):
             check_batch(pooled, norm, owner="BAM")
         channel, spatial = self.channel(pooled), self.spatial(x)
         energy = channel * spatial if self.combine == "product" else channel + spatial
-        return x + x * energy.sigmoid()
+        return torch.addcmul(x, x, energy.sigmoid())
 
     def extra_repr(self) -> str:
         """Name the resolved widths."""

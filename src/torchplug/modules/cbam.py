@@ -11,15 +11,18 @@ the 7x7 convolution is in the code and not in the paper's formula.
 Deviations: none from the code; the pooled values of all pools pass the MLP in one call.
 """
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from torchplug.card import Card, CheckpointFormat, Paper, Place, Sample, State
 from torchplug.errors import explain
 from torchplug.nn import check_choice, hidden_width, linear_to_conv
 
+NormLayer = Callable[..., nn.Module]
 Pool = Literal["avg", "max", "lp", "lse"]
 _POOLS = ("avg", "max", "lp", "lse")
 
@@ -34,6 +37,7 @@ class ChannelGate(nn.Module):
         bias: whether both layers have a bias; timm's has none.
         pools: any of ``"avg"``, ``"max"``, ``"lp"`` (the L2 norm over all positions) and ``"lse"``
             (log-sum-exp).
+        gate_layer: gate, between 0 and 1; the sigmoid in the paper.
         device: where the parameters are made.
         dtype: type of the parameters.
 
@@ -52,6 +56,7 @@ class ChannelGate(nn.Module):
         hidden_channels: int | None = None,
         bias: bool = True,
         pools: tuple[Pool, ...] = ("avg", "max"),
+        gate_layer: type[nn.Module] = nn.Sigmoid,
         device: Any = None,
         dtype: Any = None,
     ) -> None:
@@ -68,6 +73,7 @@ class ChannelGate(nn.Module):
         self.reduce = nn.Conv2d(channels, self.hidden_channels, 1, bias=bias, **factory)
         self.act = nn.ReLU()
         self.expand = nn.Conv2d(self.hidden_channels, channels, 1, bias=bias, **factory)
+        self.gate = gate_layer()
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -81,7 +87,7 @@ class ChannelGate(nn.Module):
         """Return the gate of each channel, ``(N, C, 1, 1)``."""
         pooled = torch.cat([_pool(x, pool) for pool in self.pools], dim=2)  # (n, c, pools, 1)
         scores = self.expand(self.act(self.reduce(pooled)))
-        return scores.sum(2, keepdim=True).sigmoid()
+        return self.gate(scores.sum(2, keepdim=True))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x`` with every channel scaled by its gate."""
@@ -95,7 +101,7 @@ def _pool(x: Tensor, pool: Pool) -> Tensor:
     if pool == "max":
         return x.amax((2, 3), keepdim=True)
     if pool == "lp":
-        return x.square().sum((2, 3), keepdim=True).sqrt()
+        return torch.linalg.vector_norm(x, dim=(2, 3), keepdim=True)
     return x.logsumexp((2, 3), keepdim=True)
 
 
@@ -106,6 +112,8 @@ class SpatialGate(nn.Module):
         kernel_size: odd; 7 in the paper.
         norm_layer: norm of the one-channel result, or ``None``. The released code has a batch norm
             with momentum 0.01 whose weight starts at 0, so the gate starts at 0.5 everywhere.
+            A batch norm class gets that momentum; a ``functools.partial`` keeps its own.
+        gate_layer: gate, between 0 and 1; the sigmoid in the paper.
         device: where the parameters are made.
         dtype: type of the parameters.
 
@@ -120,7 +128,8 @@ class SpatialGate(nn.Module):
         self,
         *,
         kernel_size: int = 7,
-        norm_layer: type[nn.Module] | None = nn.BatchNorm2d,
+        norm_layer: NormLayer | None = nn.BatchNorm2d,
+        gate_layer: type[nn.Module] = nn.Sigmoid,
         device: Any = None,
         dtype: Any = None,
     ) -> None:
@@ -131,21 +140,25 @@ class SpatialGate(nn.Module):
         factory = {"device": device, "dtype": dtype}
         self.conv = nn.Conv2d(2, 1, kernel_size, padding=kernel_size // 2, bias=False, **factory)
         self.norm = norm_layer(1, **factory) if norm_layer is not None else nn.Identity()
-        if isinstance(self.norm, nn.BatchNorm2d):
+        if isinstance(self.norm, _BatchNorm) and isinstance(norm_layer, type):
             self.norm.momentum = 0.01
+        self.gate = gate_layer()
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draw the kernel as He et al. and set the norm's weight to zero, as the authors do."""
         nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
-        if isinstance(self.norm, nn.BatchNorm2d):
-            self.norm.reset_parameters()
-            nn.init.zeros_(self.norm.weight)
+        reset = getattr(self.norm, "reset_parameters", None)
+        if callable(reset):
+            reset()
+        weight = getattr(self.norm, "weight", None)
+        if weight is not None:
+            nn.init.zeros_(weight)
 
     def find_gate(self, x: Tensor) -> Tensor:
         """Return the gate of each position, ``(N, 1, H, W)``."""
         statistics = torch.cat([x.amax(1, keepdim=True), x.mean(1, keepdim=True)], dim=1)
-        return self.norm(self.conv(statistics)).sigmoid()
+        return self.gate(self.norm(self.conv(statistics)))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x`` with every position scaled by its gate."""
@@ -168,6 +181,7 @@ class CBAM(nn.Module):
         spatial: whether the spatial gate follows; the paper's ablation leaves it out.
         kernel_size: of the spatial gate, odd.
         norm_layer: norm of the spatial gate, or ``None``, as in the paper's formula.
+        gate_layer: gate of both; the sigmoid in the paper.
         device: where the parameters are made.
         dtype: type of the parameters.
 
@@ -195,7 +209,8 @@ class CBAM(nn.Module):
         pools: tuple[Pool, ...] = ("avg", "max"),
         spatial: bool = True,
         kernel_size: int = 7,
-        norm_layer: type[nn.Module] | None = nn.BatchNorm2d,
+        norm_layer: NormLayer | None = nn.BatchNorm2d,
+        gate_layer: type[nn.Module] = nn.Sigmoid,
         device: Any = None,
         dtype: Any = None,
     ) -> None:
@@ -207,10 +222,13 @@ class CBAM(nn.Module):
             hidden_channels=hidden_channels,
             bias=bias,
             pools=pools,
+            gate_layer=gate_layer,
             **factory,
         )
         self.spatial = (
-            SpatialGate(kernel_size=kernel_size, norm_layer=norm_layer, **factory)
+            SpatialGate(
+                kernel_size=kernel_size, norm_layer=norm_layer, gate_layer=gate_layer, **factory
+            )
             if spatial
             else None
         )
@@ -292,6 +310,7 @@ CARD = Card(
                 "pools": ("avg", "max", "lp", "lse"),
                 "kernel_size": 3,
                 "norm_layer": None,
+                "gate_layer": nn.Hardsigmoid,
             },
             shape=(2, 12, 6, 8),
             parameters=_count(12, 3, kernel=3, norm=False, bias=False),

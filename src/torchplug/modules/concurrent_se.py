@@ -29,6 +29,8 @@ class SpatialExcite(nn.Module):
 
     Args:
         channels: width of the map.
+        bias: whether the convolution has a bias, as in the released code.
+        gate_layer: gate, between 0 and 1; the sigmoid in the paper.
         device: where the parameters are made.
         dtype: type of the parameters.
 
@@ -39,13 +41,27 @@ class SpatialExcite(nn.Module):
     torch.Size([1, 8, 3, 5])
     """
 
-    def __init__(self, channels: int, *, device: Any = None, dtype: Any = None) -> None:
+    def __init__(
+        self,
+        channels: int,
+        *,
+        bias: bool = True,
+        gate_layer: type[nn.Module] = nn.Sigmoid,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
         super().__init__()
-        self.squeeze = nn.Conv2d(channels, 1, 1, device=device, dtype=dtype)
+        self.squeeze = nn.Conv2d(channels, 1, 1, bias=bias, device=device, dtype=dtype)
+        self.gate = gate_layer()
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the weights from PyTorch's default; the papers name no other."""
+        self.squeeze.reset_parameters()
 
     def find_gate(self, x: Tensor) -> Tensor:
         """Return the gate, ``(N, 1, H, W)``, between 0 and 1."""
-        return self.squeeze(x).sigmoid()
+        return self.gate(self.squeeze(x))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x`` with every position scaled by its gate."""
@@ -62,6 +78,9 @@ class ConcurrentSE(nn.Module):
         hidden_channels: the hidden width itself; overrides ``reduction``.
         fusion: ``"max"`` takes the larger of the two refined maps at every element, ``"add"`` their
             sum.
+        bias: whether all three layers have a bias, as in the released code.
+        act_layer: activation of the channel branch's bottleneck.
+        gate_layer: gate of both branches; the sigmoid in the paper.
         device: where the parameters are made.
         dtype: type of the parameters.
 
@@ -85,6 +104,9 @@ class ConcurrentSE(nn.Module):
         reduction: int = 2,
         hidden_channels: int | None = None,
         fusion: Fusion = "max",
+        bias: bool = True,
+        act_layer: type[nn.Module] = nn.ReLU,
+        gate_layer: type[nn.Module] = nn.Sigmoid,
         device: Any = None,
         dtype: Any = None,
     ) -> None:
@@ -93,16 +115,22 @@ class ConcurrentSE(nn.Module):
         factory = {"device": device, "dtype": dtype}
         self.fusion = fusion
         self.channel = SqueezeExcite(
-            channels, reduction=reduction, hidden_channels=hidden_channels, **factory
+            channels,
+            reduction=reduction,
+            hidden_channels=hidden_channels,
+            bias=bias,
+            act_layer=act_layer,
+            gate_layer=gate_layer,
+            **factory,
         )
-        self.spatial = SpatialExcite(channels, **factory)
+        self.spatial = SpatialExcite(channels, bias=bias, gate_layer=gate_layer, **factory)
         self.channels, self.hidden_channels = channels, self.channel.hidden_channels
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draw the weights from PyTorch's default; the papers name no other."""
         self.channel.reset_parameters()
-        self.spatial.squeeze.reset_parameters()
+        self.spatial.reset_parameters()
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x`` scaled by both gates at once."""
@@ -157,9 +185,14 @@ CARD = Card(
         ),
         Sample(
             args=(5,),
-            options={"hidden_channels": 7},
+            options={
+                "hidden_channels": 7,
+                "bias": False,
+                "act_layer": nn.SiLU,
+                "gate_layer": nn.Hardsigmoid,
+            },
             shape=(2, 5, 4, 7),
-            parameters=_count(5, 7),
+            parameters=2 * 5 * 7 + 5,
         ),
     ),
     formats=(

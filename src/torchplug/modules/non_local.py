@@ -17,6 +17,8 @@ AlexHex7's code. Deviations from the paper, all as in the authors' code:
 - sub-sampling pools the map before phi and g; the paper's text says after them, which is another
   function (``subsample="after"``);
 - W is followed by a batch norm whose weight starts at zero, so the block starts as the identity.
+
+One deviation from that code: a side too short for the pool is left as it is, where theirs fails.
 """
 
 from collections.abc import Callable
@@ -41,9 +43,10 @@ _POOLS: tuple[Callable[..., Tensor], ...] = (F.max_pool1d, F.max_pool2d, F.max_p
 class NonLocal(nn.Module):
     """Non-local block.
 
-    Softmax attention runs through PyTorch's own operator, whose memory grows with the number of
-    positions; the dot product is computed as ``theta (phi^T g)``, which never builds the map of all
-    pairs. The concatenation builds it once.
+    The embedded Gaussian runs through PyTorch's fused attention, whose memory grows with the number
+    of positions; the dot product is computed as ``theta (phi^T g)``, which never builds the map of
+    all pairs. The concatenation builds it, and so does the Gaussian where no fused operator takes
+    keys and values of two widths.
 
     Args:
         channels: width of the map.
@@ -55,7 +58,8 @@ class NonLocal(nn.Module):
         subsample: whether a max pool of 2 halves the positions that are gathered from:
             ``"before"`` phi and g (the authors' code), ``"after"`` them (the paper's text, mmcv),
             or ``"none"`` (mmcv's and timm's default). In three dimensions time is not pooled.
-        norm_layer: norm after W, or ``None``; batch norm takes the form of ``dimension``.
+        norm_layer: norm after W, or ``None``; batch norm takes the form of ``dimension``. Its
+            parameters start at zero, or those of W where it has none.
         dimension: 1 for sequences, 2 for images, 3 for video.
         device: where the parameters are made.
         dtype: type of the parameters.
@@ -70,6 +74,7 @@ class NonLocal(nn.Module):
     Source:
         Non-local Neural Networks, arXiv 1711.07971; facebookresearch/video-nonlocal-net.
 
+    >>> import torch
     >>> x = torch.randn(2, 8, 7, 9)
     >>> bool((NonLocal(8)(x) == x).all())
     True
@@ -127,11 +132,11 @@ class NonLocal(nn.Module):
                     nn.init.zeros_(parameter)
                 else:
                     nn.init.normal_(parameter, std=0.01)
-        last = self.expand if self.norm is None else self.norm
         reset = getattr(self.norm, "reset_parameters", None)
         if callable(reset):
             reset()
-        for parameter in last.parameters():
+        last = [] if self.norm is None else list(self.norm.parameters())
+        for parameter in last or self.expand.parameters():
             nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -155,7 +160,8 @@ class NonLocal(nn.Module):
             ours, theirs = self.project.weight.reshape(2, self.hidden_channels, 1)
             energy = query @ ours + (key @ theirs).mT  # of every pair of positions
             return energy.relu() @ value / key.shape[1]
-        query, key, value = query[:, None], key[:, None], value[:, None]  # one attention head
+        # one attention head; the fused operators take rows without gaps only
+        query, key, value = (rows[:, None].contiguous() for rows in (query, key, value))
         return F.scaled_dot_product_attention(query, key, value, scale=self.scale)[:, 0]
 
     def _pool(self, x: Tensor) -> Tensor:
@@ -300,8 +306,11 @@ CARD = Card(
             rename={
                 "theta": "query",
                 "phi": "key",
+                "phi.0": "key",
                 "g": "value",
+                "g.0": "value",
                 "concat_project.0": "project",
+                "W": "expand",
                 "W.0": "expand",
                 "W.1": "norm",
             },
@@ -313,5 +322,6 @@ CARD = Card(
         "sub-sampling pools before phi and g, as in the authors' code; subsample='after' is the "
         "paper's text.",
         "a batch norm of weight zero follows W, as in the authors' code.",
+        "a side too short for the pool is left as it is, where the authors' code fails.",
     ),
 )

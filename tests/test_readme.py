@@ -1,0 +1,60 @@
+"""The READMEs promise nothing that does not work."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+READMES = ("README.md", "README.zh-CN.md")
+
+
+def blocks(name: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / name).read_text("utf-8"), re.DOTALL)
+
+
+def without_comments(code: str) -> str:
+    return re.sub(r"\s+#.*", "", code)
+
+
+def test_the_python_blocks_run_in_order_and_print_what_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    # the same lines with fewer epochs and seeds: the demo itself runs in full by `make demo`
+    shorter = {"seeds=5": "seeds=2, recipe=tp.comparison.Recipe(epochs=1)"}
+    names: dict[str, object] = {}
+    for block in blocks("README.md", "python"):
+        code = block
+        for long, short in shorter.items():
+            code = code.replace(long, short)
+        if "tp.compare" in code:
+            exec("import torchplug.comparison", names)
+        exec(compile(code, "README.md", "exec"), names)
+    printed = capsys.readouterr().out
+    (shown,) = blocks("README.md", "text")
+    assert shown in printed
+    assert "2 seeds are a screen" in printed
+
+
+def test_the_chinese_readme_has_the_same_code() -> None:
+    for language in ("python", "text"):
+        english, chinese = (
+            [without_comments(block) for block in blocks(name, language)] for name in READMES
+        )
+        assert english == chinese
+
+
+def test_links_lead_to_files() -> None:
+    for name in READMES:
+        for target in re.findall(r"\]\(([^)]+)\)", (ROOT / name).read_text("utf-8")):
+            assert (ROOT / target).exists(), f"{name}: {target}"
+
+
+def test_every_module_of_the_table_is_in_the_catalogue() -> None:
+    from torchplug import cards
+
+    for name in READMES:
+        keys = re.findall(r"^\| `(\w+)` \|", (ROOT / name).read_text("utf-8"), re.MULTILINE)
+        assert set(keys) <= set(cards())
+        assert len(keys) >= 6
