@@ -1,6 +1,7 @@
 """Bad input gives one clear error, and the model stays as it was."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -136,6 +137,37 @@ def test_a_plan_names_catalogue_modules_only() -> None:
     plan = tp.plug(model, SavesItsOutput, "layer1", example=EXAMPLE).plan
     with pytest.raises(tp.UsageError, match="named by its key"):
         tp.plug(torchvision.models.resnet18(), plan, example=EXAMPLE)
+
+
+class Liar(nn.Module):
+    """A module that claims to start as the identity and does not."""
+
+    identity_at_start = True
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((channels, 1, 1), 1.001))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.scale
+
+
+def test_a_module_that_only_claims_to_start_as_the_identity_is_caught() -> None:
+    model = torchvision.models.resnet18()
+    before = fingerprint(model)
+    with pytest.raises(tp.PlugError, match="must equal the base's bit for bit"):
+        tp.plug(model, Liar, "bottleneck", example=EXAMPLE)
+    assert fingerprint(model) == before
+
+
+def test_a_host_that_bypasses_the_plug_is_caught() -> None:
+    model = torchvision.models.resnet18()
+    norm = model.layer1[0].bn1
+    norm.forward = partial(nn.BatchNorm2d.forward, norm)  # as a tool that patches instances does
+    before = fingerprint(model)
+    with pytest.raises(tp.PlugError, match=r"0 runs of the plug at layer1\.0\.bn1"):
+        tp.plug(model, "se", "layer1.0.bn1", example=EXAMPLE)
+    assert fingerprint(model) == before
 
 
 def test_unplug_of_an_unknown_name_is_refused() -> None:
