@@ -14,13 +14,15 @@ def check_batch(x: Tensor, norm: nn.Module, *, owner: str) -> None:
 
     Args:
         x: what the norm is about to receive, ``(N, C, ...)``.
-        norm: the norm; anything but a batch norm in training passes.
+        norm: the norm; anything but a batch norm in training passes, and so does a synchronized
+            one, which counts the images of all devices.
         owner: name of the module for the text.
 
     Raises:
         ValueError: for one value per channel.
     """
-    if norm.training and isinstance(norm, _BatchNorm) and x.numel() == x.shape[1]:
+    is_local = isinstance(norm, _BatchNorm) and not isinstance(norm, nn.SyncBatchNorm)
+    if is_local and norm.training and x.numel() == x.shape[1]:
         text = explain(
             f"{owner} normalizes a pooled vector over the batch and needs 2 images in training",
             f"an input of shape {tuple(x.shape)}",
