@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from torchplug.comparison.spec import Variant
-from torchplug.comparison.store import Store, read_json, write_json
+from torchplug.comparison.store import Store, is_sealed, read_json, seal, write_json
 from torchplug.comparison.trial import Study, run_trial
 
 
@@ -75,7 +75,7 @@ def run_missing(study: Study, store: Store, on_event: OnEvent) -> list[dict[str,
 def _read_record(study: Study, store: Store, variant: Variant, seed: int) -> dict[str, Any] | None:
     """Return the record of a trial if it is whole, of this specification, and no failure."""
     record = read_json(store.trial_path(variant, seed))
-    if not isinstance(record, dict):
+    if not isinstance(record, dict) or not is_sealed(record):
         return None
     is_ours = record.get("specification") == study.comparison.digest(variant, seed)
     is_result = record.get("status") in {"finished", "diverged"}
@@ -90,7 +90,7 @@ def _run_and_store(
     began = time.time()
     try:
         record = run_trial(study, variant, seed, on_epoch)
-    except (RuntimeError, ValueError, MemoryError) as error:
+    except Exception as error:  # whatever a user's model raises is this trial's failure only
         record = {
             "format": 1,
             "specification": study.comparison.digest(variant, seed),
@@ -100,7 +100,8 @@ def _run_and_store(
             "error": f"{type(error).__name__}: {error}",
             "data": study.data.digest,
         }
-    write_json(store.trial_path(variant, seed), record)
+    record = seal(record)
     timing = {"began": began, "seconds": time.time() - began}
     write_json(store.timing_path(variant, seed), timing)
+    write_json(store.trial_path(variant, seed), record)  # last: a record has its timing
     return record

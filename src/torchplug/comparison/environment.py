@@ -30,6 +30,25 @@ def describe_environment(device: str) -> dict[str, str]:
     return found | ({"git commit of the working folder": commit} if commit else {})
 
 
+def merge_environments(first: dict[str, str] | None, now: dict[str, str]) -> dict[str, str]:
+    """Return the environment of a run; what differed when it was resumed is kept beside it.
+
+    >>> merge_environments({"torch": "2.9"}, {"torch": "2.10"})
+    {'torch': '2.9', 'changed on resuming': 'torch: 2.9 -> 2.10'}
+    """
+    if first is None:
+        return now
+    note = "changed on resuming"
+    changes = [
+        f"{name}: {first.get(name, 'none')} -> {value}"
+        for name, value in now.items()
+        if first.get(name) != value
+    ]
+    told = [text for text in first.get(note, "").split("; ") if text]
+    told += [change for change in changes if change not in told]
+    return first | ({note: "; ".join(told)} if told else {})
+
+
 def _version(name: str) -> str:
     try:
         return version(name)

@@ -69,11 +69,20 @@ def _explain_no_classes(folder: Path, error: Exception) -> str:
     )
 
 
+def _to_bytes(image: Image.Image) -> Image.Image:
+    """Bring 16-bit gray to 8 bits: Pillow would cut everything above 255 to white."""
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.array(image) >> 8).astype(np.uint8))
+    if image.mode in {"I", "F"}:
+        raise OSError(f"pixels of mode {image.mode!r} have no fixed range")
+    return image
+
+
 def _read_image(path: str, size: int) -> torch.Tensor:
     """Read one image as ``(3, size, size)`` bytes: the shorter side scaled, the middle cut out."""
     try:
         with Image.open(path) as file:
-            image = file.convert("RGB")
+            image = _to_bytes(file).convert("RGB")
     except (OSError, UnidentifiedImageError, SyntaxError, Image.DecompressionBombError) as error:
         text = explain(
             "every image must be readable",

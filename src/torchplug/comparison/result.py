@@ -118,7 +118,9 @@ def summarize(
     kept = {name: [by_trial[name, seed] for seed in seeds] for name in names}
     _check_pairing(kept)
     accuracies = {name: [record["accuracy"] for record in kept[name]] for name in names}
-    margin = comparison.margin or choose_margin(accuracies[BASELINE])
+    margin = comparison.margin
+    if margin is None:
+        margin = choose_margin(accuracies[BASELINE])
     differences = _compare(kept, accuracies, margin)
     rows = [
         _make_row(name, accuracies[name], differences.get(name), len(differences), margin, costs)

@@ -1,6 +1,10 @@
 """Compare plugged variants with a baseline, from the specification to the verdict."""
 
-import json
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +16,7 @@ from torch import nn
 from torchplug.analysis import count_flops, count_parameters
 from torchplug.comparison.data import ImageData, load_data
 from torchplug.comparison.engine import Event, OnEvent, run_missing
-from torchplug.comparison.environment import describe_environment
+from torchplug.comparison.environment import describe_environment, merge_environments
 from torchplug.comparison.recipe import Recipe
 from torchplug.comparison.result import ComparisonResult, summarize, to_json
 from torchplug.comparison.spec import Comparison, Variant, read_seeds
@@ -22,6 +26,7 @@ from torchplug.comparison.trial import (
     Study,
     build_base,
     check_model,
+    hash_weights,
     input_channels,
     plug_variant,
 )
@@ -81,7 +86,7 @@ def compare(
         PlugError: if a variant cannot be plugged into the model.
     """
     specification = Comparison(
-        model=model if isinstance(model, str) else f"{model.__module__}:{model.__qualname__}",
+        model=_name_model(model),
         data=data,
         variants=tuple(Variant.parse(plug) if isinstance(plug, str) else plug for plug in plugs),
         seeds=read_seeds(seeds),
@@ -92,18 +97,50 @@ def compare(
         device=device,
     )
     _check_device(device)
-    store = Store(Path(out))
-    store.check(specification)
     images = load_data(data, image_size=image_size)
     maker = _make_maker(model, specification, images)
+    digest = _hash_model(model, Study(specification, images, maker))
+    specification = dataclasses.replace(specification, model_digest=digest)
+    store = Store(Path(out))
+    store.check(specification)
     study = Study(specification, images, maker)
     plans, costs = _rehearse(study)
     with store.locked():
+        store.check(specification)  # another driver may have begun and ended meanwhile
         _write_head(store, study, plans, costs)
         records = run_missing(study, store, on_event)
         result = summarize(specification, records, costs, store.root)
         write_text(store.root / "summary.json", to_json(result))
     return result
+
+
+def _name_model(model: Any) -> str:
+    if isinstance(model, str):
+        return model
+    if isinstance(model, nn.Module) or not callable(model):
+        text = explain(
+            "a comparison makes a new model for each trial",
+            f"one {type(model).__name__}",
+            "pass a name, or a function without arguments that makes it",
+        )
+        raise UsageError(text)
+    named = model.func if isinstance(model, functools.partial) else model
+    return f"{named.__module__}:{getattr(named, '__qualname__', type(named).__qualname__)}"
+
+
+def _hash_model(model: str | Callable[[], nn.Module], study: Study) -> str:
+    """Hash what makes the base: source where there is one, kinds of layers, first weights."""
+    base = build_base(study, study.comparison.seeds[0])
+    hashed = hashlib.sha256(hash_weights(base).encode())
+    for path, module in base.named_modules():
+        hashed.update(f"{path} {type(module).__module__}.{type(module).__qualname__}\n".encode())
+    if isinstance(model, str):
+        file = Path(model.rpartition(":")[0])
+        hashed.update(file.read_bytes() if file.suffix == ".py" else b"")
+    else:
+        with contextlib.suppress(OSError, TypeError):  # a prompt or a partial has no source
+            hashed.update(inspect.getsource(model).encode())
+    return hashed.hexdigest()
 
 
 def _check_device(device: str) -> None:
@@ -134,12 +171,20 @@ def _make_maker(
 
 def _rehearse(study: Study) -> tuple[dict[str, Plan], dict[str, Cost]]:
     """Build and plug every variant once, before anything is written."""
-    plans, costs = {}, {}
+    plans, costs, weights = {}, {}, ""
     seed = study.comparison.seeds[0]
     for variant in study.comparison.arms:
         model = build_base(study, seed)
         if variant.module is None:
             check_model(study, model)
+            weights = hash_weights(model)
+        if hash_weights(model) != weights:
+            text = explain(
+                "the maker of a model must make a new, equal one for the same random numbers",
+                f"{study.comparison.model}, whose second model differs",
+                "return a new model each time, drawn from torch's, numpy's or Python's generator",
+            )
+            raise UsageError(text)
         base = count_parameters(model)
         report = plug_variant(model, variant, study, seed)
         channels = input_channels(model) or study.data.channels
@@ -170,7 +215,9 @@ def _write_head(
     for variant in study.comparison.variants:
         write_text(store.plan_path(variant), plans[variant.name].to_json())
     write_json(store.root / "costs.json", costs)
-    write_json(store.root / "environment.json", describe_environment(study.comparison.device))
+    path = store.root / "environment.json"
+    now = describe_environment(study.comparison.device)
+    write_json(path, merge_environments(read_json(path), now))
 
 
 @dataclass(frozen=True)
@@ -216,7 +263,10 @@ def load_run(directory: str | Path) -> Run:
         variant.name: Plan.from_json(store.plan_path(variant).read_text(encoding="utf-8"))
         for variant in comparison.variants
     }
-    costs = json.loads((store.root / "costs.json").read_text(encoding="utf-8"))
+    costs = read_json(store.root / "costs.json")
+    if costs is None:
+        fix = "run the same torchplug compare again: it writes it anew"
+        raise UsageError(explain("a report needs the costs", "no whole costs.json", fix))
     environment = read_json(store.root / "environment.json") or {}
     result = summarize(comparison, records, costs, store.root)
     return Run(comparison, result, tuple(records), plans, environment, seconds)

@@ -3,8 +3,10 @@
 import contextlib
 import hashlib
 import os
+import random
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 
 
@@ -34,13 +36,20 @@ def deterministic(*purpose: str | int) -> Iterator[None]:
     One thread: the number of threads changes the order of sums, and with it the last digits.
     """
     threads, was_strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    only_warned = torch.is_deterministic_algorithms_warn_only_enabled()
+    states = random.getstate(), np.random.get_state()  # a user's model may draw from these
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
     with torch.random.fork_rng():
         try:
             torch.set_num_threads(1)
             torch.use_deterministic_algorithms(True)
-            torch.manual_seed(derive_seed(*purpose))
+            seed = derive_seed(*purpose)
+            torch.manual_seed(seed)
+            random.seed(seed)
+            np.random.seed(seed % 2**32)
             yield
         finally:
-            torch.use_deterministic_algorithms(was_strict)
+            torch.use_deterministic_algorithms(was_strict, warn_only=only_warned)
+            random.setstate(states[0])
+            np.random.set_state(states[1])
             torch.set_num_threads(threads)

@@ -4,10 +4,11 @@ import ast
 import dataclasses
 import hashlib
 import json
-import re
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import quote
 
 from torchplug.catalog import get_card
 from torchplug.comparison.recipe import Recipe
@@ -47,8 +48,8 @@ class Variant:
 
     @property
     def slug(self) -> str:
-        """The name as part of a file name."""
-        return re.sub(r"[^\w.@=-]+", "_", self.name)
+        """The name as part of a file name; two names never share one."""
+        return quote(self.name, safe="@=,")
 
 
 def _read_options(text: str, whole: str) -> dict[str, Any]:
@@ -86,6 +87,8 @@ class Comparison:
     """The smallest difference worth having, in points; ``None`` is 0.2 or one standard error."""
 
     device: str = "cpu"
+    model_digest: str = ""
+    """Hash of the base: a changed file or function is another model under the same name."""
 
     def __post_init__(self) -> None:
         if len(self.seeds) < FEWEST_SEEDS:
@@ -95,6 +98,9 @@ class Comparison:
                 "take 5 for a screen, 10 for a verdict",
             )
             raise UsageError(text)
+        if self.margin is not None and not (math.isfinite(self.margin) and self.margin > 0):
+            fix = "name a number of points above 0, or leave it out"
+            raise UsageError(explain("a margin is above 0", repr(self.margin), fix))
         if not self.variants:
             fix = "name at least one module to plug, such as 'se'"
             raise UsageError(explain("a comparison needs a variant", "none", fix))
@@ -126,7 +132,11 @@ class Comparison:
 
     def to_json(self) -> str:
         """Return the specification as JSON text, the same for equal specifications."""
-        return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True) + "\n"
+        try:
+            return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True) + "\n"
+        except TypeError as error:
+            fix = "use options that are numbers, texts, booleans or lists of these"
+            raise UsageError(explain("a comparison is kept as JSON", str(error), fix)) from error
 
     def digest(self, variant: Variant, seed: int) -> str:
         """Return the hash of all that decides one trial: not how many others there are."""

@@ -12,9 +12,10 @@ comparison can be compared byte by byte.
 """
 
 import contextlib
+import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,18 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
+
+
+def seal(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the record with a checksum, by which a damaged or edited file is known."""
+    content = {name: value for name, value in record.items() if name != "checksum"}
+    text = json.dumps(content, sort_keys=True)
+    return content | {"checksum": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def is_sealed(record: Mapping[str, Any]) -> bool:
+    """Whether the record is as it was written."""
+    return seal(record) == record
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Say in words what a comparison found, and what it could not find."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -8,8 +9,15 @@ from torchplug.comparison.statistics import ALPHA, Difference
 Label = Literal["better", "worse", "equivalent", "undecided"]
 
 SEEDS_FOR_VERDICT = 10
-FEWEST_DECIDING = 6
-"""Below this number of seeds the exact sign-flip test cannot reach p = 0.05 for one variant."""
+
+
+def fewest_deciding(family: int) -> int:
+    """Return the least number of seeds with which the exact sign-flip test can reach 5 %.
+
+    >>> fewest_deciding(1), fewest_deciding(3)
+    (6, 7)
+    """
+    return math.ceil(math.log2(2 * family / ALPHA))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +60,8 @@ def _say(label: Label, d: Difference, seeds: int, family: int, margin: float) ->
     if d.p <= ALPHA:
         return f"undecided: {numbers}; {_explain_tendency(d, seeds, family)}"
     detectable = f"these {seeds} seeds could have detected {d.detectable:.1f} points"
+    if seeds < fewest_deciding(family):
+        detectable += " by the t test alone"
     return f"no difference found: {numbers}; {detectable}{_advise(d, seeds, margin)}"
 
 
@@ -82,7 +92,7 @@ def explain_sample(seeds: int, tested: int, accuracy: float, family: int) -> str
     image_error = 100 * (share * (1 - share) / tested) ** 0.5
     kind = (
         f"{seeds} seeds are a screen, not a conclusion: they find large differences only, and the "
-        f"exact test cannot reach p = {ALPHA} with fewer than {FEWEST_DECIDING}. "
+        f"exact test cannot reach p = {ALPHA} with fewer than {fewest_deciding(family)}. "
         if seeds < SEEDS_FOR_VERDICT
         else f"{seeds} seeds, fixed before the start. "
     )

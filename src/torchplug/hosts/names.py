@@ -10,11 +10,12 @@
 ======================  =====================================================================
 """
 
+import contextlib
 import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -164,13 +165,33 @@ def _load_file(path: str) -> ModuleType:
         raise UsageError(explain("a model file is Python", repr(path), "name a .py file"))
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # pickling a model of this file needs its module
-    spec.loader.exec_module(module)
+    try:
+        with _on_path(file.resolve().parent):  # as `python file.py` would find its neighbors
+            spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        fix = "repair the file: python " + path
+        got = f"{type(error).__name__}: {error}"
+        raise UsageError(explain(f"{path} must be importable", got, fix)) from error
     return module
+
+
+@contextlib.contextmanager
+def _on_path(folder: Path) -> Iterator[None]:
+    """Let imports find what lies in ``folder`` too; installed packages come first."""
+    entry = str(folder)
+    sys.path.append(entry)
+    try:
+        yield
+    finally:
+        if entry in sys.path:
+            sys.path.remove(entry)
 
 
 def _import(source: str, name: str) -> ModuleType:
     try:
-        return importlib.import_module(source)
+        with _on_path(Path.cwd()):  # a console script does not look into the current folder
+            return importlib.import_module(source)
     except ModuleNotFoundError as error:
         close = nearest(source, _LIBRARIES)
         fix = f"use {FORMS}" if close.startswith("choose") else close
