@@ -196,6 +196,14 @@ def test_places_can_be_named(at: object, paths: list[str]) -> None:
     assert list(report.paths) == paths
 
 
+@pytest.mark.parametrize("key", ["aspp", "ppm", "spp", "rfb", "cc"])
+def test_a_context_module_at_the_backbone_end_keeps_the_width(key: str) -> None:
+    model = torchvision.models.resnet18()
+    report = tp.plug(model, key, example=(2, 3, 64, 64))
+    assert report.paths == ("layer4.1",)
+    assert report.max_difference == 0
+
+
 def test_copies_keep_active_plugs(plugged: nn.Module) -> None:
     x = draw()
     expected = plugged(x)

@@ -1,9 +1,47 @@
 """The few primitives that modules share."""
 
 from torchplug.nn.batch import check_batch as check_batch
+from torchplug.nn.channels import check_channels as check_channels
 from torchplug.nn.checkpoints import linear_to_conv as linear_to_conv
+from torchplug.nn.checkpoints import rename_matches as rename_matches
 from torchplug.nn.choices import check_choice as check_choice
+from torchplug.nn.conv_norm_act import ActLayer as ActLayer
+from torchplug.nn.conv_norm_act import ConvNormAct as ConvNormAct
+from torchplug.nn.conv_norm_act import NormLayer as NormLayer
+from torchplug.nn.conv_norm_act import conv_norm_act as conv_norm_act
+from torchplug.nn.divisors import check_divisible as check_divisible
+from torchplug.nn.folding import affine_of as affine_of
+from torchplug.nn.folding import replace_weights as replace_weights
 from torchplug.nn.identity import IdentityStart as IdentityStart
+from torchplug.nn.padding import SamePad2d as SamePad2d
+from torchplug.nn.resampling import conv_upsampled as conv_upsampled
+from torchplug.nn.resampling import pool_to as pool_to
+from torchplug.nn.resetting import reset_layers as reset_layers
+from torchplug.nn.sizes import check_odd as check_odd
+from torchplug.nn.sizes import check_positive as check_positive
+from torchplug.nn.weighting import weighted_sum as weighted_sum
 from torchplug.nn.widths import hidden_width as hidden_width
 
-__all__ = ["IdentityStart", "check_batch", "check_choice", "hidden_width", "linear_to_conv"]
+__all__ = [
+    "ActLayer",
+    "ConvNormAct",
+    "IdentityStart",
+    "NormLayer",
+    "SamePad2d",
+    "affine_of",
+    "check_batch",
+    "check_channels",
+    "check_choice",
+    "check_divisible",
+    "check_odd",
+    "check_positive",
+    "conv_norm_act",
+    "conv_upsampled",
+    "hidden_width",
+    "linear_to_conv",
+    "pool_to",
+    "rename_matches",
+    "replace_weights",
+    "reset_layers",
+    "weighted_sum",
+]

@@ -4,13 +4,19 @@ from torchplug.errors import explain
 
 
 def hidden_width(
-    channels: int, *, reduction: int, hidden_channels: int | None = None, at_least: int = 1
+    channels: int,
+    *,
+    reduction: int,
+    hidden_channels: int | None = None,
+    at_least: int = 1,
+    floor: int = 0,
 ) -> int:
     """Return the hidden width of a bottleneck over ``channels``.
 
     ``reduction`` is a divisor; ``hidden_channels`` is a count and overrides it. The division
     rounds down, as in the papers' code; a width below ``at_least`` is refused, since a layer of
-    no channels silently turns the module into a constant.
+    no channels silently turns the module into a constant. ``floor`` is what the division does not
+    go below where a paper says so (L in selective kernels).
 
     Raises:
         ValueError: if ``channels``, ``reduction`` or the width that results is too small.
@@ -19,6 +25,8 @@ def hidden_width(
     4
     >>> hidden_width(64, reduction=16, hidden_channels=10)
     10
+    >>> hidden_width(64, reduction=16, floor=32)
+    32
     """
     if channels < 1:
         raise ValueError(
@@ -29,7 +37,8 @@ def hidden_width(
             raise ValueError(
                 explain("reduction must be at least 1", f"reduction={reduction}", "pass a divisor")
             )
-        hidden, got = channels // reduction, f"channels={channels} and reduction={reduction}"
+        hidden = max(channels // reduction, floor)
+        got = f"channels={channels} and reduction={reduction}"
     else:
         hidden, got = hidden_channels, f"hidden_channels={hidden_channels}"
     if hidden < at_least:

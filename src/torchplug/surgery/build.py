@@ -35,7 +35,16 @@ class Recipe:
         """Construct the module for ``site`` on the CPU, in float32."""
         if self.takes_site:
             return self.factory(site)
-        return self.factory(site.channels, **planned.options)
+        # a module of two widths, such as a context module at the end of a backbone, keeps the width
+        widths = [name for name in _required(self.factory)[1:] if "channels" in name]
+        missing = [name for name in widths if name not in planned.options]
+        return self.factory(*[site.channels] * (1 + len(missing)), **planned.options)
+
+
+def _required(factory: Factory) -> list[str]:
+    parameters = inspect.signature(factory).parameters.values()
+    kinds = {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD}
+    return [p.name for p in parameters if p.kind in kinds and p.default is p.empty]
 
 
 def read_recipe(what: Any, name: str | None, options: Mapping[str, Any]) -> Recipe:

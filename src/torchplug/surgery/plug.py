@@ -13,7 +13,7 @@ from torchplug.surgery.build import Recipe, build_plug, read_recipe
 from torchplug.surgery.plan import Plan, PlannedPlug, Start
 from torchplug.surgery.report import PlugReport, count_gates
 from torchplug.surgery.select import At, select_sites
-from torchplug.surgery.sites import NAMED, Site, Sites, sites_in
+from torchplug.surgery.sites import NAMED, ROLES, Site, Sites, sites_in
 from torchplug.surgery.trace import read_example, record
 from torchplug.surgery.verify import Base, Step, verify
 
@@ -190,6 +190,13 @@ def _choose(
             )
             raise UsageError(text)
         place = recipe.card.place
+        if place.role not in ROLES:
+            text = explain(
+                f"plug finds these roles by itself: {', '.join(ROLES)}",
+                f"{recipe.module}, whose paper puts it at {place.role!r} ({place.note})",
+                f"name the places with at=, or build torchplug.{recipe.card.factory.__name__}",
+            )
+            raise PlugError(text)
         at = place.role
         stages = place.stages if stages is None else stages
         every = place.every if every is None else every

@@ -1,0 +1,78 @@
+"""A convolution, its norm and its activation."""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+NormLayer = Callable[..., nn.Module]
+ActLayer = Callable[[], nn.Module]
+
+
+class ConvNormAct(nn.Sequential):
+    """``conv``, ``norm`` and ``act`` in sequence, padded so that stride 1 keeps the size.
+
+    The convolution has a bias only where no norm follows: a norm would take it away again.
+
+    Args:
+        in_channels: width of the input.
+        out_channels: width of the output.
+        kernel_size: odd; a pair is height and width.
+        stride: of the convolution.
+        dilation: of the convolution.
+        groups: of the convolution.
+        norm_layer: called with ``out_channels``; ``None`` leaves the norm out.
+        act_layer: ``None`` leaves the activation out.
+        device: where the parameters are made.
+        dtype: type of the parameters.
+
+    >>> [name for name, _ in ConvNormAct(8, 16, 3).named_children()]
+    ['conv', 'norm', 'act']
+    """
+
+    conv: nn.Conv2d
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int] = 1,
+        *,
+        stride: int = 1,
+        dilation: int = 1,
+        groups: int = 1,
+        norm_layer: NormLayer | None = nn.BatchNorm2d,
+        act_layer: ActLayer | None = nn.ReLU,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        factory = {"device": device, "dtype": dtype}
+        height, width = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
+        layers: OrderedDict[str, nn.Module] = OrderedDict()
+        layers["conv"] = nn.Conv2d(
+            in_channels,
+            out_channels,
+            (height, width),
+            stride=stride,
+            padding=(dilation * (height // 2), dilation * (width // 2)),
+            dilation=dilation,
+            groups=groups,
+            bias=norm_layer is None,
+            **factory,
+        )
+        if norm_layer is not None:
+            layers["norm"] = norm_layer(out_channels, **factory)
+        if act_layer is not None:
+            layers["act"] = act_layer()
+        super().__init__(layers)
+
+    def finish(self, y: Tensor) -> Tensor:
+        """Return norm and activation of ``y``, a convolution that was computed another way."""
+        for layer in [*self.children()][1:]:
+            y = layer(y)
+        return y
+
+
+conv_norm_act = ConvNormAct
+"""The class by the name of what it does, for the lines that make layers."""
