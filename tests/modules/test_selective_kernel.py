@@ -74,3 +74,10 @@ def test_impossible_options_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=text):
         SelectiveKernel(*args, **options)
+
+
+def test_autocast_selects_in_the_type_of_the_branches() -> None:
+    """A softmax in float32 must not turn the whole map into float32."""
+    block = SelectiveKernel(32, 32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert block(torch.randn(2, 32, 5, 7)).dtype == torch.bfloat16
