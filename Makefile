@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export MPLBACKEND := Agg
 
-.PHONY: demo test lint check clean
+.PHONY: demo test lint bench docs clean
 
 demo: .venv/demo.stamp ## install the package with what a comparison needs, and run one
 	$(BIN)/torchplug compare --model torchplug:resnet8 --plug se --plug cbam --plug gc \
@@ -16,6 +16,13 @@ lint: .venv/dev.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench: .venv/bench.stamp ## every module against its plain form and other libraries, on one core
+	$(BIN)/python -m benchmarks --store benchmarks/results/cpu.json
+	$(BIN)/python -m docs.build
+
+docs: .venv/dev.stamp ## write the pages of the catalogue
+	$(BIN)/python -m docs.build
 
 # pip >= 25.1 knows dependency groups
 .venv/pip.stamp:
@@ -30,6 +37,10 @@ lint: .venv/dev.stamp
 .venv/dev.stamp: pyproject.toml constraints.txt .venv/pip.stamp
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[all]" --group dev
 	touch $@ .venv/demo.stamp
+
+.venv/bench.stamp: .venv/dev.stamp
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group bench
+	touch $@
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache

@@ -22,8 +22,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from torchplug.card import Card, CheckpointFormat, Paper, Place, Sample, State
 from torchplug.errors import explain
@@ -64,6 +64,7 @@ class BlazeBlock(nn.Module):
     Source:
         BlazeFace: Sub-millisecond Neural Face Detection on Mobile GPUs, arXiv 1907.05047.
 
+    >>> import torch
     >>> BlazeBlock(24, 48, stride=2)(torch.randn(2, 24, 7, 9)).shape
     torch.Size([2, 48, 4, 5])
     """
@@ -117,10 +118,8 @@ class BlazeBlock(nn.Module):
         y, shortcut = self.first(x), self.shortcut(x)
         if self.second is not None:
             y = self.second(self.act(y))
-        if self.out_channels == self.in_channels:
-            return self.act(y + shortcut)
-        old, new = y.tensor_split((self.in_channels,), dim=1)
-        return self.act(torch.cat((old + shortcut, new), 1))
+        extra = self.out_channels - self.in_channels
+        return self.act(y + (F.pad(shortcut, (0, 0, 0, 0, 0, extra)) if extra else shortcut))
 
     def extra_repr(self) -> str:
         """Name the widths."""

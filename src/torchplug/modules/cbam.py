@@ -11,7 +11,7 @@ the 7x7 convolution is in the code and not in the paper's formula.
 Deviations: none from the code; the pooled values of all pools pass the MLP in one call.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -20,6 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from torchplug.card import Card, CheckpointFormat, Paper, Place, Sample, State
 from torchplug.errors import explain
+from torchplug.kernels import apply_gate, apply_gates, pool_channels, pool_positions
 from torchplug.nn import check_choice, hidden_width, linear_to_conv
 
 NormLayer = Callable[..., nn.Module]
@@ -85,21 +86,23 @@ class ChannelGate(nn.Module):
 
     def find_gate(self, x: Tensor) -> Tensor:
         """Return the gate of each channel, ``(N, C, 1, 1)``."""
-        pooled = torch.cat([_pool(x, pool) for pool in self.pools], dim=2)  # (n, c, pools, 1)
-        scores = self.expand(self.act(self.reduce(pooled)))
-        return self.gate(scores.sum(2, keepdim=True))
+        return self.pass_with_gate(x)[1]
+
+    def pass_with_gate(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ``x``, to be scaled by operators of ``torchplug.kernels``, and its gate."""
+        x, mean, *largest = pool_positions(x, maximum="max" in self.pools)
+        known = {"avg": mean, **({"max": largest[0]} if largest else {})}
+        pooled = [known[pool] if pool in known else _pool(x, pool) for pool in self.pools]
+        scores = self.expand(self.act(self.reduce(torch.cat(pooled, dim=2))))  # (n, c, pools, 1)
+        return x, self.gate(scores.sum(2, keepdim=True))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x`` with every channel scaled by its gate."""
-        return x * self.find_gate(x)
+        return apply_gate(*self.pass_with_gate(x))
 
 
 def _pool(x: Tensor, pool: Pool) -> Tensor:
     """Pool every channel over all positions, ``(N, C, 1, 1)``."""
-    if pool == "avg":
-        return x.mean((2, 3), keepdim=True)
-    if pool == "max":
-        return x.amax((2, 3), keepdim=True)
     if pool == "lp":
         return torch.linalg.vector_norm(x, dim=(2, 3), keepdim=True)
     return x.logsumexp((2, 3), keepdim=True)
@@ -157,12 +160,15 @@ class SpatialGate(nn.Module):
 
     def find_gate(self, x: Tensor) -> Tensor:
         """Return the gate of each position, ``(N, 1, H, W)``."""
-        statistics = torch.cat([x.amax(1, keepdim=True), x.mean(1, keepdim=True)], dim=1)
-        return self.gate(self.norm(self.conv(statistics)))
+        return self.find_gate_of([x.amax(1, keepdim=True), x.mean(1, keepdim=True)])
+
+    def find_gate_of(self, statistics: Sequence[Tensor]) -> Tensor:
+        """Return the gate made of maximum and mean over the channels, ``(N, 1, H, W)`` each."""
+        return self.gate(self.norm(self.conv(torch.cat(list(statistics), dim=1))))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x`` with every position scaled by its gate."""
-        return x * self.find_gate(x)
+        return apply_gate(x, self.find_gate(x))
 
 
 class CBAM(nn.Module):
@@ -243,8 +249,11 @@ class CBAM(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x`` scaled by its channel gate, then by its spatial gate."""
-        x = self.channel(x)
-        return x if self.spatial is None else self.spatial(x)
+        if self.spatial is None:
+            return self.channel(x)
+        x, channel = self.channel.pass_with_gate(x)
+        x, *statistics = pool_channels(x, channel)
+        return apply_gates(x, channel, self.spatial.find_gate_of(statistics), "product")
 
     def extra_repr(self) -> str:
         """Name the resolved widths."""

@@ -14,14 +14,15 @@ released code takes it; the maximum is the default here, ``fusion="add"`` is the
 
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from torchplug.card import Card, CheckpointFormat, Paper, Place, Sample
+from torchplug.kernels import Rule, apply_gate, apply_gates, project
 from torchplug.modules.squeeze_excite import SqueezeExcite
 from torchplug.nn import check_choice, linear_to_conv
 
 Fusion = Literal["max", "add"]
+_RULES: dict[Fusion, Rule] = {"max": "max", "add": "sum"}
 
 
 class SpatialExcite(nn.Module):
@@ -61,11 +62,16 @@ class SpatialExcite(nn.Module):
 
     def find_gate(self, x: Tensor) -> Tensor:
         """Return the gate, ``(N, 1, H, W)``, between 0 and 1."""
-        return self.gate(self.squeeze(x))
+        return self.pass_with_gate(x)[1]
+
+    def pass_with_gate(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ``x``, to be scaled by operators of ``torchplug.kernels``, and its gate."""
+        x, scores = project(self.squeeze, x)
+        return x, self.gate(scores)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x`` with every position scaled by its gate."""
-        return x * self.find_gate(x)
+        return apply_gate(*self.pass_with_gate(x))
 
 
 class ConcurrentSE(nn.Module):
@@ -134,10 +140,9 @@ class ConcurrentSE(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x`` scaled by both gates at once."""
-        channel, spatial = self.channel.find_gate(x), self.spatial.find_gate(x)
-        if self.fusion == "add":
-            return x * (channel + spatial)
-        return torch.maximum(x * channel, x * spatial)
+        x, channel = self.channel.pass_with_gate(x)
+        x, spatial = self.spatial.pass_with_gate(x)
+        return apply_gates(x, channel, spatial, _RULES[self.fusion])
 
     def extra_repr(self) -> str:
         """Name the resolved widths."""

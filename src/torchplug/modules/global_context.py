@@ -18,6 +18,13 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from torchplug.card import Card, CheckpointFormat, Paper, Place, Sample, State
+from torchplug.kernels import (
+    add_context,
+    apply_gate,
+    pool_positions,
+    pool_weighted,
+    project,
+)
 from torchplug.nn import check_choice, hidden_width
 
 Pooling = Literal["attention", "average"]
@@ -137,18 +144,19 @@ class GlobalContext(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x`` refined by its global context."""
-        context = self._pool(x)
+        x, context = self._pool(x)
         if self.scale is not None:
-            x = x * self.scale(context).sigmoid()
+            x = apply_gate(x, self.scale(context).sigmoid())
         if self.add is not None:
-            x = x + self.add(context)
+            x = add_context(x, self.add(context))
         return x
 
-    def _pool(self, x: Tensor) -> Tensor:
+    def _pool(self, x: Tensor) -> tuple[Tensor, Tensor]:
         if self.mask is None:
-            return x.mean((2, 3), keepdim=True)
-        attention = self.mask(x).flatten(2).softmax(-1)
-        return (x.flatten(2) @ attention.mT)[..., None]  # (n, c, 1, 1)
+            x, mean = pool_positions(x)
+            return x, mean
+        x, scores = project(self.mask, x)
+        return pool_weighted(x, scores.flatten(2).softmax(-1))
 
     def extra_repr(self) -> str:
         """Name the resolved widths and choices."""

@@ -133,8 +133,8 @@ class MixConv(nn.Module):
                 **factory,
             )
             self.branches.append(conv)
-            pad = SamePad2d(taps, stride, step) if self.pads_before else nn.Identity()
-            self.pads.append(pad)
+            if self.pads_before:
+                self.pads.append(SamePad2d(taps, stride, step))
         self.norm = norm_layer(self.out_channels, **factory) if norm_layer else None
         self.act = act_layer() if act_layer else None
         self.reset_parameters()
@@ -152,8 +152,10 @@ class MixConv(nn.Module):
         """Return what the kernels make of their shares, side by side."""
         copies = [x] * len(self.in_shares)
         parts = x.split_with_sizes(self.in_shares, 1) if self.splits_input else copies
-        layers = zip(self.pads, self.branches, parts, strict=True)
-        y = torch.cat([branch(pad(part)) for pad, branch, part in layers], 1)
+        if self.pads_before:
+            parts = [pad(part) for pad, part in zip(self.pads, parts, strict=True)]
+        pairs = zip(self.branches, parts, strict=True)
+        y = torch.cat([branch(part) for branch, part in pairs], 1)
         y = y if self.norm is None else self.norm(y)
         return y if self.act is None else self.act(y)
 

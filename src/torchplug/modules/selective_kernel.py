@@ -15,12 +15,14 @@ Deviations: none from the released definitions; the mean of the sum is taken as 
 means, so the summed map is never built.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from torchplug.card import Card, CheckpointFormat, Paper, Place, Sample, State
 from torchplug.errors import explain
+from torchplug.kernels import pool_positions
 from torchplug.nn import (
     ActLayer,
     NormLayer,
@@ -134,18 +136,22 @@ class SelectiveKernel(nn.Module):
         for layer in (self.reduce, self.select):
             nn.init.normal_(layer.weight, std=0.01)
 
-    def find_weights(self, maps: list[Tensor]) -> tuple[Tensor, ...]:
-        """Return the weight of every channel for each branch: M tensors ``(N, C, 1, 1)``."""
-        means = [branch.mean((2, 3), keepdim=True) for branch in maps]
+    def find_weights(self, means: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Return the weight of every channel for each branch: M tensors ``(N, C, 1, 1)``.
+
+        Args:
+            means: of every branch's map over its positions, ``(N, C, 1, 1)`` each.
+        """
         hidden = self.reduce(sum(means[1:], start=means[0]))
         check_batch(hidden, self.norm, owner="SelectiveKernel")
         scores = self.select(self.act(self.norm(hidden)))
-        return scores.unflatten(1, (len(maps), self.out_channels)).softmax(1).unbind(1)
+        return scores.unflatten(1, (len(means), self.out_channels)).softmax(1).unbind(1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the branches' maps, summed with their weights."""
-        maps = [branch(x) for branch in self.branches]
-        return weighted_sum(maps, self.find_weights(maps))
+        pairs = (pool_positions(branch(x)) for branch in self.branches)
+        maps, means = zip(*pairs, strict=True)
+        return weighted_sum(maps, self.find_weights(means))
 
     def extra_repr(self) -> str:
         """Name the resolved widths."""

@@ -19,6 +19,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from torchplug.card import Card, CheckpointFormat, Paper, Place, Sample
+from torchplug.kernels import pool_positions
 from torchplug.nn import (
     ActLayer,
     NormLayer,
@@ -143,10 +144,14 @@ class SplitAttention(nn.Module):
         for conv in (self.conv, self.reduce, self.select):
             nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
 
-    def find_weights(self, maps: Tensor) -> tuple[Tensor, ...]:
-        """Return the weight of every channel for each split: R tensors ``(N, C, 1, 1)``."""
-        means = maps.mean((2, 3), keepdim=True).chunk(self.radix, dim=1)
-        hidden = self.reduce(sum(means[1:], start=means[0]))
+    def find_weights(self, means: Tensor) -> tuple[Tensor, ...]:
+        """Return the weight of every channel for each split: R tensors ``(N, C, 1, 1)``.
+
+        Args:
+            means: of all splits' maps over their positions, ``(N, R * C, 1, 1)``.
+        """
+        first, *others = means.chunk(self.radix, dim=1)
+        hidden = self.reduce(sum(others, start=first))
         check_batch(hidden, self.hidden_norm, owner="SplitAttention")
         scores = self.select(self.act(self.hidden_norm(hidden)))
         scores = scores.unflatten(1, (self.cardinality, self.radix, -1))
@@ -157,8 +162,8 @@ class SplitAttention(nn.Module):
         """Return the splits' maps, summed with their weights."""
         if self.pool is not None and self.downsample == "pool_before":
             x = self.pool(x)
-        maps = self.act(self.norm(self.conv(x)))
-        y = weighted_sum(maps.chunk(self.radix, dim=1), self.find_weights(maps))
+        maps, means = pool_positions(self.act(self.norm(self.conv(x))))
+        y = weighted_sum(maps.chunk(self.radix, dim=1), self.find_weights(means))
         if self.pool is not None and self.downsample == "pool_after":
             y = self.pool(y)
         return y

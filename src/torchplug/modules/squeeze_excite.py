@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from torchplug.card import Card, CheckpointFormat, Paper, Place, Sample
+from torchplug.kernels import apply_gate, pool_positions
 from torchplug.nn import hidden_width, linear_to_conv
 
 
@@ -82,12 +83,16 @@ class SqueezeExcite(nn.Module):
 
     def find_gate(self, x: Tensor) -> Tensor:
         """Return the gate of each channel, ``(N, C, 1, 1)``, between 0 and 1."""
-        squeezed = x.mean((2, 3), keepdim=True)
-        return self.gate(self.expand(self.act(self.reduce(squeezed))))
+        return self.pass_with_gate(x)[1]
+
+    def pass_with_gate(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ``x``, to be scaled by operators of ``torchplug.kernels``, and its gate."""
+        x, squeezed = pool_positions(x)
+        return x, self.gate(self.expand(self.act(self.reduce(squeezed))))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x`` with every channel scaled by its gate."""
-        return x * self.find_gate(x)
+        return apply_gate(*self.pass_with_gate(x))
 
     def extra_repr(self) -> str:
         """Name the resolved widths."""

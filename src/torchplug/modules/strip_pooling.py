@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from torchplug.card import Card, CheckpointFormat, Paper, Place, Sample, State
+from torchplug.kernels import add_strips, pool_strips
 from torchplug.nn import (
     ActLayer,
     NormLayer,
@@ -63,10 +64,10 @@ class Strips(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the strips' sum at every position."""
-        rows, columns = x.mean(3, keepdim=True), x.mean(2, keepdim=True)
+        rows, columns = pool_strips(x)
         check_batch(rows, self.horizontal.get_submodule("norm"), owner="strip pooling")
         check_batch(columns, self.vertical.get_submodule("norm"), owner="strip pooling")
-        return self.horizontal(rows) + self.vertical(columns)
+        return add_strips(self.horizontal(rows), self.vertical(columns))
 
 
 class StripPooling(nn.Module):

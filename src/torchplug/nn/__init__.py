@@ -9,6 +9,7 @@ from torchplug.nn.conv_norm_act import ActLayer as ActLayer
 from torchplug.nn.conv_norm_act import ConvNormAct as ConvNormAct
 from torchplug.nn.conv_norm_act import NormLayer as NormLayer
 from torchplug.nn.conv_norm_act import conv_norm_act as conv_norm_act
+from torchplug.nn.conv_norm_act import make_act as make_act
 from torchplug.nn.divisors import check_divisible as check_divisible
 from torchplug.nn.folding import affine_of as affine_of
 from torchplug.nn.folding import replace_weights as replace_weights
@@ -39,6 +40,7 @@ __all__ = [
     "conv_upsampled",
     "hidden_width",
     "linear_to_conv",
+    "make_act",
     "pool_to",
     "rename_matches",
     "replace_weights",

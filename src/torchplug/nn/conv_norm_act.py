@@ -10,6 +10,17 @@ NormLayer = Callable[..., nn.Module]
 ActLayer = Callable[[], nn.Module]
 
 
+def make_act(act_layer: ActLayer) -> nn.Module:
+    """Return an activation for what a layer has just made: a ReLU may write over that.
+
+    It saves a map and a pass over it; nobody else holds the result of a convolution or its norm.
+
+    >>> make_act(nn.ReLU), make_act(nn.SiLU)
+    (ReLU(inplace=True), SiLU())
+    """
+    return nn.ReLU(inplace=True) if act_layer is nn.ReLU else act_layer()
+
+
 class ConvNormAct(nn.Sequential):
     """``conv``, ``norm`` and ``act`` in sequence, padded so that stride 1 keeps the size.
 
@@ -64,7 +75,7 @@ class ConvNormAct(nn.Sequential):
         if norm_layer is not None:
             layers["norm"] = norm_layer(out_channels, **factory)
         if act_layer is not None:
-            layers["act"] = act_layer()
+            layers["act"] = make_act(act_layer)
         super().__init__(layers)
 
     def finish(self, y: Tensor) -> Tensor:

@@ -1,0 +1,64 @@
+"""Time several ways to compute one thing, interleaved in one run."""
+
+import random
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+Step = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one contestant."""
+
+    median: float
+    best: float
+    spread: float
+    """Interquartile range over the median: the noise."""
+
+
+def run_contest(
+    steps: Mapping[str, Step], *, device: str, seconds: float, warmups: int = 1
+) -> dict[str, Timing]:
+    """Run every step once a round, in a new order each time, until ``seconds`` are over.
+
+    What else the machine does falls on all of them, and so do the caches that another left.
+    """
+    order = random.Random(0)
+    inner = {name: _inner_loops(step, device, warmups) for name, step in steps.items()}
+    seen: dict[str, list[float]] = {name: [] for name in steps}
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(next(iter(seen.values()))) < 3:
+        for name in order.sample(list(steps), len(steps)):
+            seen[name].append(_time(steps[name], inner[name], device))
+    return {name: _summarize(values) for name, values in seen.items()}
+
+
+def _inner_loops(step: Step, device: str, warmups: int) -> int:
+    for _ in range(warmups):
+        step()
+    once = max(_time(step, 1, device), 1e-7)
+    return max(1, min(1000, int(2e-3 / once)))
+
+
+def _time(step: Step, loops: int, device: str) -> float:
+    _wait(device)
+    start = time.perf_counter()
+    for _ in range(loops):
+        step()
+    _wait(device)
+    return (time.perf_counter() - start) / loops
+
+
+def _wait(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+def _summarize(values: list[float]) -> Timing:
+    low, median, high = statistics.quantiles(values, n=4)
+    return Timing(median=median, best=min(values), spread=(high - low) / median)

@@ -1,0 +1,1 @@
+"""The pages of the catalogue, made from cards, docstrings, drawings and stored results."""

@@ -1,0 +1,90 @@
+"""When to leave PyTorch's plain operators, and how to walk over a map in pieces.
+
+In eager mode every operator reads its maps from memory and writes one back. The operators of this
+package walk over the batch in pieces that stay in the processor's cache and write no map that
+nobody asked for. Whatever transforms the program (compile, export, tracing, functorch, forward
+derivatives) gets the plain operators, which it fuses or records itself, and so does a backward
+pass that is to be differentiated again.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+SMALLEST = 1 << 17
+"""Elements of a map below which the plain operators are as fast (python -m benchmarks gates)."""
+
+PIECE = 1 << 22
+"""Bytes of one piece: a few fit in the cache that the cores share."""
+
+
+def is_worthwhile(x: Tensor) -> bool:
+    """Tell whether the pieces may stand in for the plain operators on ``x``.
+
+    Measured on processors only; elsewhere the plain operators run, and ``torch.compile`` fuses.
+    """
+    return (
+        x.device.type == "cpu"
+        and x.numel() >= SMALLEST
+        and type(x) in (Tensor, torch.nn.Parameter)
+        and not torch.compiler.is_compiling()
+        and not torch._C._is_tracing()
+        and not torch._C._are_functorch_transforms_active()
+        and forward_ad._current_level < 0
+    )
+
+
+def to_fast_layout(x: Tensor, like: Tensor) -> Tensor:
+    """Return a narrow map in the layout in which convolutions on processors are faster.
+
+    A map of few channels that was made from the wide map ``like`` costs little to lay out anew.
+    """
+    if is_worthwhile(like) and x.shape[1] > 1:
+        return x.contiguous(memory_format=torch.channels_last)
+    return x
+
+
+def learns(*tensors: Tensor) -> bool:
+    """Tell whether a gradient will be asked of any of ``tensors``."""
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
+def cut(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Yield pieces of the batch of ``tensors``, about ``PIECE`` bytes of the first in each."""
+    sample = max(tensors[0][:1].numel() * tensors[0].element_size(), 1)
+    step = max(PIECE // sample, 1)
+    return zip(*(torch.split(tensor, step) for tensor in tensors), strict=True)
+
+
+def differentiate(
+    plain: Callable[..., Any], saved: Sequence[Tensor], grads: Sequence[Tensor | None]
+) -> tuple[Tensor | None, ...]:
+    """Return the gradients of ``plain(*saved)`` as a graph, for a second derivative."""
+    inputs = [tensor.view_as(tensor) for tensor in saved]
+    outputs = plain(*inputs)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    pairs = [(o, g) for o, g in zip(outputs, grads, strict=True) if g is not None]
+    wanted = [tensor for tensor in inputs if tensor.requires_grad]
+    found = iter(
+        torch.autograd.grad(
+            [output for output, _ in pairs],
+            wanted,
+            [grad for _, grad in pairs],
+            create_graph=True,
+            allow_unused=True,
+        )
+    )
+    return tuple(next(found) if tensor.requires_grad else None for tensor in inputs)
+
+
+def sum_positions(x: Tensor, weights: Tensor) -> Tensor:
+    """Return the sum over positions of ``x * weights``, ``(n, c, 1, 1)``, for one piece.
+
+    As a product of matrices where the map's layout makes it one.
+    """
+    if x.is_contiguous():
+        return (x.flatten(2) @ weights.flatten(2).mT)[..., None]
+    return (x * weights).sum((2, 3), keepdim=True)

@@ -1,0 +1,275 @@
+"""Scale a map by gates of its channels and its positions without making a map of gates.
+
+Each rule says how two gates, ``c`` of the channels ``(N, C, 1, 1)`` and ``s`` of the positions
+``(N, 1, H, W)``, act on the map ``x``:
+
+- ``"product"``: ``x c s``;
+- ``"sum"``: ``x (c + s)``;
+- ``"max"``: the larger of ``x c`` and ``x s``;
+- ``"residual_product"``: ``x + x sigmoid(c s)``;
+- ``"residual_sum"``: ``x + x sigmoid(c + s)``.
+"""
+
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from torchplug.kernels.eager import cut, differentiate, is_worthwhile, learns
+
+Rule = Literal["product", "sum", "max", "residual_product", "residual_sum"]
+
+
+def apply_gate(x: Tensor, gate: Tensor) -> Tensor:
+    """Return ``x * gate``, in the type of ``x``.
+
+    Args:
+        x: a map ``(N, C, H, W)``.
+        gate: ``(N, C, 1, 1)`` or ``(N, 1, H, W)``.
+
+    >>> apply_gate(torch.ones(1, 2, 3, 3), torch.full((1, 2, 1, 1), 0.5)).unique()
+    tensor([0.5000])
+    """
+    return _apply(_Scale, x, gate.to(x.dtype))
+
+
+def add_context(x: Tensor, context: Tensor) -> Tensor:
+    """Return ``x + context``, in the type of ``x``.
+
+    Args:
+        x: a map ``(N, C, H, W)``.
+        context: ``(N, C, 1, 1)``.
+
+    >>> add_context(torch.ones(1, 2, 3, 3), torch.full((1, 2, 1, 1), 0.5)).unique()
+    tensor([1.5000])
+    """
+    return _apply(_Shift, x, context.to(x.dtype))
+
+
+def apply_gates(x: Tensor, channel: Tensor, spatial: Tensor, rule: Rule) -> Tensor:
+    """Return ``x`` under a gate of its channels and a gate of its positions.
+
+    Args:
+        x: a map ``(N, C, H, W)``.
+        channel: ``(N, C, 1, 1)``.
+        spatial: ``(N, 1, H, W)``.
+        rule: how they act; see the top of this file.
+
+    >>> gate = torch.full((1, 2, 1, 1), 0.5), torch.full((1, 1, 3, 3), 0.1)
+    >>> apply_gates(torch.ones(1, 2, 3, 3), *gate, "max").unique()
+    tensor([0.5000])
+    """
+    return _apply(_RULES[rule], x, channel.to(x.dtype), spatial.to(x.dtype))
+
+
+def _apply(how: type["_How"], x: Tensor, *gates: Tensor) -> Tensor:
+    learning = learns(x, *gates)
+    if how.forward is how.plain and not learning:
+        return how.plain(x, *gates)
+    if not is_worthwhile(x):
+        return how.plain(x, *gates)
+    return _Gating.apply(how, x, *gates) if learning else how.forward(x, *gates)
+
+
+class _How:
+    """One rule: its plain form, and its way forward and back by pieces.
+
+    ``plain`` and ``forward`` take the map and the gates. ``backward`` takes one piece of the
+    gradient, the map and the gates, and writes into the gradients that follow: the map's, then
+    the gates'.
+    """
+
+    plain: ClassVar[Callable[..., Tensor]]
+    forward: ClassVar[Callable[..., Tensor]]
+    backward: ClassVar[Callable[..., None]]
+
+
+class _Gating(torch.autograd.Function):
+    """Apply a rule piece by piece. The gradient of the map is a tensor that nobody else holds."""
+
+    @staticmethod
+    def forward(ctx: Any, how: type[_How], x: Tensor, *gates: Tensor) -> Tensor:
+        ctx.how = how
+        ctx.save_for_backward(x, *gates)
+        return how.forward(x, *gates)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return None, *differentiate(ctx.how.plain, saved, (dy,))
+        grads = [torch.empty_like(tensor) for tensor in saved]
+        for piece in cut(dy, *saved, *grads):
+            ctx.how.backward(*piece)
+        return None, *grads
+
+
+def _sum_positions(product: Tensor, out: Tensor) -> None:
+    torch.sum(product, (2, 3), keepdim=True, out=out)
+
+
+def _sum_channels(product: Tensor, weight: Tensor, out: Tensor) -> None:
+    """Write the sum over channels of ``weight * product``: one product with a row."""
+    row = weight.transpose(1, 2).squeeze(-1)  # (n, 1, c)
+    with torch.autocast(out.device.type, enabled=False):
+        out.copy_((row @ product.flatten(2)).view(out.shape))
+
+
+class _Scale(_How):
+    @staticmethod
+    def plain(x: Tensor, gate: Tensor) -> Tensor:
+        return x * gate
+
+    forward = plain
+
+    @staticmethod
+    def backward(dy: Tensor, x: Tensor, gate: Tensor, dx: Tensor, dgate: Tensor) -> None:
+        torch.mul(dy, x, out=dx)
+        torch.sum(dx, (2, 3) if gate.shape[1] > 1 else (1,), keepdim=True, out=dgate)
+        torch.mul(dy, gate, out=dx)
+
+
+class _Shift(_How):
+    @staticmethod
+    def plain(x: Tensor, shift: Tensor) -> Tensor:
+        return x + shift
+
+    forward = plain
+
+    @staticmethod
+    def backward(dy: Tensor, _x: Tensor, _shift: Tensor, dx: Tensor, dshift: Tensor) -> None:
+        torch.sum(dx.copy_(dy), (2, 3), keepdim=True, out=dshift)
+
+
+class _Product(_How):
+    @staticmethod
+    def plain(x: Tensor, c: Tensor, s: Tensor) -> Tensor:
+        return x * c * s
+
+    @staticmethod
+    def forward(x: Tensor, c: Tensor, s: Tensor) -> Tensor:
+        y = torch.empty_like(x)
+        for yi, xi, ci, si in cut(y, x, c, s):
+            torch.mul(ci, si, out=yi).mul_(xi)
+        return y
+
+    @staticmethod
+    def backward(
+        dy: Tensor, x: Tensor, c: Tensor, s: Tensor, dx: Tensor, dc: Tensor, ds: Tensor
+    ) -> None:
+        torch.mul(dy, x, out=dx)
+        _sum_channels(dx, c, ds)
+        _sum_positions(dx.mul_(s), dc)
+        torch.mul(dy, c, out=dx).mul_(s)
+
+
+class _Sum(_How):
+    @staticmethod
+    def plain(x: Tensor, c: Tensor, s: Tensor) -> Tensor:
+        return x * (c + s)
+
+    @staticmethod
+    def forward(x: Tensor, c: Tensor, s: Tensor) -> Tensor:
+        y = torch.empty_like(x)
+        for yi, xi, ci, si in cut(y, x, c, s):
+            torch.add(ci, si, out=yi).mul_(xi)
+        return y
+
+    @staticmethod
+    def backward(
+        dy: Tensor, x: Tensor, c: Tensor, s: Tensor, dx: Tensor, dc: Tensor, ds: Tensor
+    ) -> None:
+        torch.mul(dy, x, out=dx)
+        _sum_channels(dx, torch.ones_like(c), ds)
+        _sum_positions(dx, dc)
+        torch.add(c, s, out=dx).mul_(dy)
+
+
+class _Max(_How):
+    @staticmethod
+    def plain(x: Tensor, c: Tensor, s: Tensor) -> Tensor:
+        return torch.maximum(x * c, x * s)
+
+    @staticmethod
+    def forward(x: Tensor, c: Tensor, s: Tensor) -> Tensor:
+        y, spare = torch.empty_like(x), None
+        for yi, xi, ci, si in cut(y, x, c, s):
+            spare = torch.empty_like(yi) if spare is None else spare[: len(yi)]
+            torch.maximum(torch.mul(xi, ci, out=yi), torch.mul(xi, si, out=spare), out=yi)
+        return y
+
+    @staticmethod
+    def backward(
+        dy: Tensor, x: Tensor, c: Tensor, s: Tensor, dx: Tensor, dc: Tensor, ds: Tensor
+    ) -> None:
+        # 1 where the channel gate decides, 0 where the spatial gate does, half where they tie
+        share = torch.mul(x, c).sub_(x * s).sign_().add_(1).mul_(0.5)
+        torch.mul(dy, x, out=dx)
+        total = dx.sum(1, keepdim=True)
+        dx.mul_(share)
+        _sum_positions(dx, dc)
+        torch.sub(total, dx.sum(1, keepdim=True), out=ds)
+        torch.lerp(s, c, share, out=dx).mul_(dy)
+
+
+class _ResidualProduct(_How):
+    @staticmethod
+    def plain(x: Tensor, c: Tensor, s: Tensor) -> Tensor:
+        return torch.addcmul(x, x, (c * s).sigmoid())
+
+    @staticmethod
+    def forward(x: Tensor, c: Tensor, s: Tensor) -> Tensor:
+        return _add_gated(x, c, s, torch.mul)
+
+    @staticmethod
+    def backward(
+        dy: Tensor, x: Tensor, c: Tensor, s: Tensor, dx: Tensor, dc: Tensor, ds: Tensor
+    ) -> None:
+        slope = _leave_gated(dy, x, torch.mul(c, s, out=torch.empty_like(x)), dx)
+        _sum_channels(slope, c, ds)
+        _sum_positions(slope.mul_(s), dc)
+
+
+class _ResidualSum(_How):
+    @staticmethod
+    def plain(x: Tensor, c: Tensor, s: Tensor) -> Tensor:
+        return torch.addcmul(x, x, (c + s).sigmoid())
+
+    @staticmethod
+    def forward(x: Tensor, c: Tensor, s: Tensor) -> Tensor:
+        return _add_gated(x, c, s, torch.add)
+
+    @staticmethod
+    def backward(
+        dy: Tensor, x: Tensor, c: Tensor, s: Tensor, dx: Tensor, dc: Tensor, ds: Tensor
+    ) -> None:
+        slope = _leave_gated(dy, x, torch.add(c, s, out=torch.empty_like(x)), dx)
+        _sum_channels(slope, torch.ones_like(c), ds)
+        _sum_positions(slope, dc)
+
+
+def _add_gated(x: Tensor, c: Tensor, s: Tensor, mix: Callable[..., Tensor]) -> Tensor:
+    y = torch.empty_like(x)
+    for yi, xi, ci, si in cut(y, x, c, s):
+        gate = mix(ci, si, out=yi).sigmoid_()
+        torch.addcmul(xi, xi, gate, out=yi)
+    return y
+
+
+def _leave_gated(dy: Tensor, x: Tensor, energy: Tensor, dx: Tensor) -> Tensor:
+    """Write the gradient of ``x + x sigmoid(energy)`` for ``x``; return that for ``energy``."""
+    gate = energy.sigmoid_()
+    torch.mul(dy, gate, out=dx)
+    slope = torch.addcmul(dx, dx, gate, value=-1, out=gate).mul_(x)
+    dx.add_(dy)
+    return slope
+
+
+_RULES: dict[Rule, type[_How]] = {
+    "product": _Product,
+    "sum": _Sum,
+    "max": _Max,
+    "residual_product": _ResidualProduct,
+    "residual_sum": _ResidualSum,
+}

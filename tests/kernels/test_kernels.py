@@ -1,0 +1,235 @@
+"""The operators by pieces against their plain twins, and against finite differences."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.autograd import gradcheck, gradgradcheck
+
+from torchplug import get_card
+from torchplug.kernels import (
+    add_context,
+    add_strips,
+    apply_gate,
+    apply_gates,
+    eager,
+    pool_channels,
+    pool_positions,
+    pool_strips,
+    pool_weighted,
+    project,
+)
+
+RULES = ("product", "sum", "max", "residual_product", "residual_sum")
+LAYOUTS = (torch.contiguous_format, torch.channels_last)
+SHAPES = ((3, 16, 8, 5), (2, 3, 7, 9), (1, 5, 1, 1))
+Operator = Callable[..., tuple[Tensor, ...]]
+
+
+@pytest.fixture
+def by_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every map is worth it, and every sample is a piece."""
+    monkeypatch.setattr(eager, "SMALLEST", 0)
+    monkeypatch.setattr(eager, "PIECE", 1)
+
+
+def pass_on(x: Tensor, *results: Tensor) -> tuple[Tensor, ...]:
+    """Use the map that was handed on as a module does: scale it last."""
+    return (apply_gate(x, torch.full_like(x[:, :, :1, :1], 2.0)), *results)
+
+
+def weigh(x: Tensor, scores: Tensor) -> tuple[Tensor, ...]:
+    return pass_on(*pool_weighted(x, scores.flatten(2)))
+
+
+def mix(x: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+    conv = nn.Conv2d(x.shape[1], len(weight), 1, bias=False, dtype=x.dtype)
+    del conv.weight
+    conv.weight = weight  # a tensor that gradcheck can follow
+    return pass_on(*project(conv, x))
+
+
+OPERATORS: dict[str, Operator] = {
+    "pool mean": lambda x, c, s: pass_on(*pool_positions(x)),
+    "pool mean and maximum": lambda x, c, s: pass_on(*pool_positions(x, maximum=True)),
+    "pool channels": lambda x, c, s: pass_on(*pool_channels(x, c)),
+    "pool by weights": lambda x, c, s: weigh(x, s),
+    "project to one": lambda x, c, s: mix(x, c[:1]),
+    "project to many": lambda x, c, s: mix(x, torch.cat([c[:1], 2 * c[:1].flip(1)])),
+    "strips": lambda x, c, s: pass_on(x, *pool_strips(x)),
+    "add strips": lambda x, c, s: (add_strips(x[..., :1], x[..., :1, :]),),
+    "scale channels": lambda x, c, s: (apply_gate(x, c),),
+    "scale positions": lambda x, c, s: (apply_gate(x, s),),
+    "add": lambda x, c, s: (add_context(x, c),),
+    **{rule: (lambda x, c, s, rule=rule: (apply_gates(x, c, s, rule),)) for rule in RULES},
+}
+
+
+def draw(
+    shape: tuple[int, ...], layout: torch.memory_format, dtype: torch.dtype = torch.float64
+) -> tuple[Tensor, Tensor, Tensor]:
+    torch.manual_seed(0)
+    n, c, h, w = shape
+    x = torch.randn(shape, dtype=torch.float64).to(dtype).to(memory_format=layout)
+    gates = torch.randn(n, c, 1, 1).to(dtype), torch.randn(n, 1, h, w).to(dtype)
+    return x.requires_grad_(), gates[0].requires_grad_(), gates[1].requires_grad_()
+
+
+def run(operator: Operator, inputs: tuple[Tensor, ...]) -> list[Tensor]:
+    outputs = operator(*inputs)
+    cotangents = [torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view(y.shape) for y in outputs]
+    grads = torch.autograd.grad(outputs, inputs, cotangents, allow_unused=True)
+    return [*outputs, *(g for g in grads if g is not None)]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("name", OPERATORS)
+def test_pieces_and_the_plain_form_agree(
+    name: str, shape: tuple[int, ...], layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = draw(shape, layout)
+    plain = run(OPERATORS[name], inputs)
+    monkeypatch.setattr(eager, "SMALLEST", 0)
+    monkeypatch.setattr(eager, "PIECE", 2 * inputs[0][0].numel() * 8)
+    pieces = run(OPERATORS[name], inputs)
+    if "strips" not in name:  # they have another form in one layout only
+        assert type(plain[0].grad_fn) is not type(pieces[0].grad_fn), "the pieces were not used"
+    for ours, theirs in zip(pieces, plain, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_first_and_second_derivatives_match_finite_differences(name: str, by_pieces: None) -> None:
+    inputs = draw((2, 4, 3, 3), torch.contiguous_format)
+    assert gradcheck(OPERATORS[name], inputs)
+    assert gradgradcheck(OPERATORS[name], inputs)
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_without_gradients_the_result_is_the_same(name: str, by_pieces: None) -> None:
+    inputs = draw((3, 16, 8, 5), torch.contiguous_format)
+    learned = OPERATORS[name](*inputs)
+    with torch.no_grad():
+        for ours, theirs in zip(OPERATORS[name](*inputs), learned, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_low_precision_keeps_its_type_and_stays_near(rule: str, by_pieces: None) -> None:
+    inputs = draw((2, 8, 6, 7), torch.contiguous_format, torch.bfloat16)
+    exact = tuple(t.detach().double().requires_grad_() for t in inputs)
+    for ours, theirs in zip(run(OPERATORS[rule], inputs), run(OPERATORS[rule], exact), strict=True):
+        assert ours.dtype == torch.bfloat16
+        error = (ours.double() - theirs).norm() / theirs.norm()
+        assert error < 0.03
+
+
+def test_a_maximum_that_is_there_twice_gives_its_gradient_once(by_pieces: None) -> None:
+    x = torch.zeros(1, 4, 8, 3, dtype=torch.float64, requires_grad=True)
+    pool_positions(x, maximum=True)[2].sum().backward()
+    assert x.grad is not None
+    assert x.grad.sum((2, 3)).tolist() == [[1.0, 1.0, 1.0, 1.0]]
+    # rows (0, 5) and (3, 2) of a square of channels tie: their maxima alone would point elsewhere
+    x = torch.zeros(1, 16, 1, 1, dtype=torch.float64)
+    x[0, 1 * 4 + 3] = x[0, 2 * 4 + 1] = 5
+    x.requires_grad_()
+    pool_channels(x, torch.ones(1, 16, 1, 1, dtype=torch.float64))[1].sum().backward()
+    assert x.grad is not None
+    assert x.grad.flatten()[7] == 1
+    assert x.grad.sum() == 1
+
+
+GATES = {
+    "se": {},
+    "scse": {},
+    "scse add": {"fusion": "add"},
+    "cbam": {},
+    "bam": {},
+    "bam sum": {"combine": "sum"},
+    "gc": {},
+    "gc both": {"fusion": "scale_add"},
+    "gc average": {"pooling": "average"},
+    "sk": {},
+    "splat": {},
+    "strippool": {},
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("name", GATES)
+def test_modules_compute_and_learn_the_same_by_pieces(
+    name: str, layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = get_card(name.split()[0])
+    torch.manual_seed(1)
+    widths = (64, 64) if card.kind == "conv" else (64,)
+    module = card.factory(*widths, **GATES[name], dtype=torch.float64).to(memory_format=layout)
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    x = torch.randn(3, 64, 8, 7, dtype=torch.float64).to(memory_format=layout)
+    inputs = (x.requires_grad_(), *module.parameters())
+
+    def compute() -> list[Tensor]:
+        y = module(x)
+        weight = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view(y.shape)
+        return [y, *torch.autograd.grad(y, inputs, weight)]
+
+    plain = compute()
+    monkeypatch.setattr(eager, "SMALLEST", 0)
+    monkeypatch.setattr(eager, "PIECE", 1)
+    for ours, theirs in zip(compute(), plain, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+    with torch.no_grad():
+        torch.testing.assert_close(module.eval()(x), module(x), rtol=0, atol=0)
+
+
+def test_hooks_replaced_layers_and_transforms_see_what_they_always_saw(by_pieces: None) -> None:
+    module = get_card("scse").factory(8, dtype=torch.float64)
+    x = torch.randn(2, 8, 5, 5, dtype=torch.float64, requires_grad=True)
+    seen = []
+    handle = module.spatial.squeeze.register_forward_hook(lambda *_: seen.append(1))
+    before = module(x)
+    handle.remove()
+    assert seen == [1]
+    torch.testing.assert_close(before, module(x))
+    per_sample = torch.func.vmap(lambda one: module(one[None])[0])(x)
+    torch.testing.assert_close(per_sample, module(x))
+    _, tangent = torch.func.jvp(module, (x.detach(),), (torch.ones_like(x),))
+    step = 1e-6
+    ahead, behind = (module(x.detach() + sign * step) for sign in (1, -1))
+    torch.testing.assert_close(tangent, (ahead - behind) / (2 * step), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("key", ["scse", "gc"])
+def test_compiled_projections_compute_the_same(key: str, by_pieces: None) -> None:
+    torch._dynamo.reset()
+    module = get_card(key).factory(32).double()
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    x = torch.randn(2, 32, 6, 5, dtype=torch.float64, requires_grad=True)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    for ours, theirs in zip(
+        (compiled(x), *torch.autograd.grad(compiled(x).square().sum(), x)),
+        (module(x), *torch.autograd.grad(module(x).square().sum(), x)),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
+def test_inputs_and_gradients_of_others_are_not_written_to(by_pieces: None) -> None:
+    for key in ("se", "scse", "cbam", "bam", "gc"):
+        module = get_card(key).factory(32)
+        x = torch.randn(2, 32, 6, 6, requires_grad=True)
+        doubled = x * 2
+        doubled.retain_grad()
+        y = module(doubled)
+        copy, gradient = doubled.detach().clone(), torch.randn_like(y)
+        kept = gradient.clone()
+        (y + doubled).backward(gradient)
+        assert torch.equal(gradient, kept), key
+        assert torch.equal(doubled, copy), key
+        assert x.grad is not None
+        assert doubled.grad is not None
+        torch.testing.assert_close(x.grad, 2 * doubled.grad)
