@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Literal
 
+import torch
 from torch import nn
+from torch.nn import functional as F
 
 from benchmarks.plain import PLAIN, Plain, dense_attention
 from benchmarks.rows import Row
@@ -48,8 +50,30 @@ def find_peers(row: Row, ours: nn.Module) -> Iterator[Peer]:
     yield Peer("plain", Plain(copy.deepcopy(ours), PLAIN[row.key]), ours)
     if row.name == "cc r1":
         yield Peer("dense", Plain(copy.deepcopy(ours), dense_attention), kind="near")
+    if row.key == "rfb":
+        yield Peer("stems merged", _MergedStems(copy.deepcopy(ours)), ours, "ours")
     if row.key in ("acnet", "mixconv"):
         yield Peer("merged", _Merged(copy.deepcopy(ours)), ours, "ours")
+
+
+class _MergedStems(nn.Module):
+    """RFB with its first 1x1 convolutions and its shortcut in one: what that would gain."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x):
+        m = self.module
+        stems = [*(branch[0] for branch in m.branches), m.shortcut]
+        widths = [stem.conv.out_channels for stem in stems]
+        maps = F.conv2d(x, torch.cat([stem.conv.weight for stem in stems])).split(widths, 1)
+        found = []
+        for stem, branch, own in zip(stems, m.branches, maps, strict=False):
+            rest = nn.Sequential(*list(branch)[1:])
+            found.append(rest(stem.finish(own)))
+        total = m.project(torch.cat(found, 1))
+        return m.act(torch.add(m.shortcut.finish(maps[-1]), total, alpha=m.scale))
 
 
 class _Merged(nn.Module):

@@ -223,6 +223,14 @@ def _speed(records: list[CELL]) -> str:
             f"| {record['mode']} | {ours['ms']:.2f} | {ratio:.2f} | {best} "
             f"| {ours['ms'] / record['floor_ms']:.1f} |"
         )
+        rows += [
+            f"| {record['row']}, {name} | {record['device']} | {record['dtype']} "
+            f"| {record['layout']} | {record['mode']} | {timing['ms']:.2f} "
+            f"| {timing['ms'] / record['times'][best]['ms']:.2f} | {best} "
+            f"| {timing['ms'] / record['floor_ms']:.1f} |"
+            for name, timing in record["times"].items()
+            if record["kinds"][name] == "ours" and name != "ours"
+        ]
     if not rows:
         return ""
     return "\n".join(

@@ -86,5 +86,6 @@ def sum_positions(x: Tensor, weights: Tensor) -> Tensor:
     As a product of matrices where the map's layout makes it one.
     """
     if x.is_contiguous():
-        return (x.flatten(2) @ weights.flatten(2).mT)[..., None]
+        with torch.autocast(x.device.type, enabled=False):
+            return (x.flatten(2) @ weights.flatten(2).mT)[..., None]
     return (x * weights).sum((2, 3), keepdim=True)

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from torchplug.kernels.eager import cut, differentiate, is_worthwhile, learns
+from torchplug.kernels.eager import cut, differentiate, is_worthwhile, learns, sum_positions
 
 Rule = Literal["product", "sum", "max", "residual_product", "residual_sum"]
 
@@ -228,7 +228,7 @@ class _ResidualProduct(_How):
     ) -> None:
         slope = _leave_gated(dy, x, torch.mul(c, s, out=torch.empty_like(x)), dx)
         _sum_channels(slope, c, ds)
-        _sum_positions(slope.mul_(s), dc)
+        dc.copy_(sum_positions(slope, s))
 
 
 class _ResidualSum(_How):
@@ -260,9 +260,9 @@ def _add_gated(x: Tensor, c: Tensor, s: Tensor, mix: Callable[..., Tensor]) -> T
 def _leave_gated(dy: Tensor, x: Tensor, energy: Tensor, dx: Tensor) -> Tensor:
     """Write the gradient of ``x + x sigmoid(energy)`` for ``x``; return that for ``energy``."""
     gate = energy.sigmoid_()
-    torch.mul(dy, gate, out=dx)
-    slope = torch.addcmul(dx, dx, gate, value=-1, out=gate).mul_(x)
-    dx.add_(dy)
+    slope = torch.mul(dy, x)
+    torch.ops.aten.sigmoid_backward.grad_input(slope, gate, grad_input=slope)
+    torch.addcmul(dy, dy, gate, out=dx)
     return slope
 
 
