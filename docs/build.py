@@ -15,9 +15,10 @@ from typing import Any
 
 from benchmarks.table import find_ratio
 from docs.drawing import draw
-from docs.flows import FLOWS
+from docs.flows import FLOWS, FOLDED, REWRITE
 from torchplug import cards
 from torchplug.card import Card, Paper
+from torchplug.fusion import fold_conv_bn
 
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "benchmarks" / "results"
@@ -73,6 +74,9 @@ def make_files() -> Iterator[tuple[Path, str]]:
         page = _page(card, published.get(card.key, []), speeds)
         yield HERE / "modules" / f"{card.key}.md", page
         yield HERE / "modules" / "img" / f"{card.key}.svg", draw(card.title, FLOWS[card.key])
+    yield HERE / "modules" / "conv_bn.md", _fold_page()
+    yield HERE / "modules" / "img" / "conv_bn.svg", draw("Convolution and batch norm", REWRITE)
+    yield HERE / "modules" / "img" / "conv_bn_folded.svg", draw("Folded", FOLDED)
     yield HERE / "modules" / "README.md", _index(catalogue)
 
 
@@ -91,11 +95,28 @@ def _index(catalogue: list[Card]) -> str:
         "|---|---|---|---|---|",
         *rows,
         "",
-        "Folding a batch norm into the convolution before it has no card, since it adds nothing to "
-        "a network: `torchplug.fusion.fold_conv_bn`. The merging of ACNet and MixConv is their "
-        "`merge()`.",
+        "[Folding a batch norm into the convolution before it](conv_bn.md) has no card, since it "
+        "adds nothing to a network. The merging of ACNet and MixConv is their `merge()`.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _fold_page() -> str:
+    """The one system that has no card, since it adds nothing to a network."""
+    head, _, rest = (inspect.getdoc(fold_conv_bn) or "").partition("\n>>> ")
+    sections = [
+        "# Conv + BN folding",
+        "Rewrites a convolution and the batch norm after it as one convolution with the same "
+        "output in evaluation mode.",
+        "![before](img/conv_bn.svg)",
+        "![after](img/conv_bn_folded.svg)",
+        "## The function",
+        f"```text\ntorchplug.fusion.{_sign(fold_conv_bn)}\n```",
+        _dress(head),
+        f"```pycon\n>>> import torch\n>>> from torch import nn\n"
+        f">>> from torchplug.fusion import fold_conv_bn\n>>> {rest}\n```",
+    ]
+    return "\n\n".join(sections) + "\n"
 
 
 def _page(card: Card, published: list[CELL], speeds: Mapping[str, list[CELL]]) -> str:
@@ -137,7 +158,7 @@ def _use(card: Card) -> str:
         _dress(head),
     ]
     if rest:
-        torch_line = "" if rest.startswith("import torch") else ">>> import torch\n"
+        torch_line = "" if rest.startswith("import torch\n") else ">>> import torch\n"
         lines.append(f"```pycon\n{torch_line}>>> from torchplug import {name}\n>>> {rest}\n```")
     return "\n\n".join(lines)
 

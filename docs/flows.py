@@ -230,3 +230,6 @@ FLOWS: dict[str, Flow] = {
         ),
     ],
 }
+
+REWRITE: Flow = ["conv: W, b", "batch norm: γ, β, running mean and variance"]
+FOLDED: Flow = ["conv: γ W / σ, β + γ (b - m) / σ"]

@@ -1,5 +1,6 @@
 """The pages say what the code says, and the drawings can be read."""
 
+import doctest
 import tomllib
 import xml.etree.ElementTree as ElementTree
 from itertools import combinations
@@ -46,6 +47,17 @@ def test_links_between_pages_lead_somewhere() -> None:
         for part in page.read_text().split("](")[1:]:
             target = part.partition(")")[0]
             assert target.startswith("http") or (pages / target).exists(), f"{page.name}: {target}"
+
+
+@pytest.mark.parametrize("page", sorted((HERE / "modules").glob("*.md")), ids=lambda p: p.stem)
+def test_examples_of_a_page_run(page: Path) -> None:
+    parser = doctest.DocTestParser()
+    options = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    text = page.read_text().replace("```", "")  # a fence would count as expected output
+    found = parser.get_doctest(text, {}, page.name, str(page), 0)
+    results = doctest.DocTestRunner(optionflags=options).run(found)
+    assert results.failed == 0
+    assert results.attempted > 0 or page.stem == "README"
 
 
 @pytest.mark.parametrize("key", sorted(FLOWS))
