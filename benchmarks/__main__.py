@@ -7,6 +7,7 @@ import os
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 # The heap keeps what it has: a fresh map for every result would measure page faults.
 HEAP = {"MALLOC_MMAP_THRESHOLD_": str(2**34), "MALLOC_TRIM_THRESHOLD_": str(2**34)}
@@ -42,22 +43,22 @@ def main() -> int:
         print(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(sorted(known))}")
         return 2
     rows = [r for r in ROWS if not options.names or {r.name, r.key} & set(options.names)]
-    records = []
+    records: list[dict[str, Any]] = []
+    result = {
+        "command": "python -m benchmarks " + " ".join(sys.argv[1:]),
+        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        "environment": describe_environment(options.device),
+        "threads": options.threads,
+        "records": records,
+    }
     print_head()
     for row, dtype, layout in itertools.product(rows, options.dtype, options.layout):
         for record in measure_row(row, dtype, layout, options):
             print_record(record)
             records.append(record)
-    if options.store is not None:
-        result = {
-            "command": "python -m benchmarks " + " ".join(sys.argv[1:]),
-            "when": datetime.now(UTC).isoformat(timespec="seconds"),
-            "environment": describe_environment(options.device),
-            "threads": options.threads,
-            "records": records,
-        }
-        options.store.parent.mkdir(parents=True, exist_ok=True)
-        options.store.write_text(json.dumps(result, indent=1) + "\n")
+        if options.store is not None:  # what is measured stays, whatever comes after
+            options.store.parent.mkdir(parents=True, exist_ok=True)
+            options.store.write_text(json.dumps(result, indent=1) + "\n")
     return 0
 
 

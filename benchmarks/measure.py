@@ -29,11 +29,11 @@ def measure_row(row: Row, dtype: str, layout: str, options: argparse.Namespace) 
     for peer in peers:
         peer.module.to(device)
     _check_agreement(row, peers, inputs)
+    flops = count_flops(row.build().to(device), tuple(inputs))
     form = torch.channels_last if layout == "channels_last" else torch.contiguous_format
     for peer in peers:
         peer.module.to(kind).to(memory_format=form)
     inputs = [x.to(kind).to(memory_format=form) for x in inputs]
-    flops = count_flops(row.build(), row.shapes[0] if len(row.shapes) == 1 else tuple(inputs))
     bodies = {"forward": _forward, **({"step": _step} if row.train else {})}
     if options.compile:
         bodies["compiled"] = _compiled
@@ -52,12 +52,12 @@ def measure_row(row: Row, dtype: str, layout: str, options: argparse.Namespace) 
             dtype=kind,
         )
         yield record | {
-            "floor_ms": floor * 1e3,
+            "floor_ms": round(floor * 1e3, 4),
             "times": {
                 name: {
-                    "ms": timing.median * 1e3,
-                    "best_ms": timing.best * 1e3,
-                    "spread": timing.spread,
+                    "ms": round(timing.median * 1e3, 4),
+                    "best_ms": round(timing.best * 1e3, 4),
+                    "spread": round(timing.spread, 3),
                     "peak_mb": find_peak(steps[name], device) / 1e6,
                     "kept_mb": kept[name] / 1e6,
                 }
