@@ -19,8 +19,8 @@ COLORS = {
 WORDS = {
     "map": ("x,", "low", "high"),
     "gate": ("sigmoid", "softmax"),
-    "conv": ("conv", "1×1", "3×3", "K×K", "1×3", "3×1", "7×7", "depthwise", "query"),
     "pool": ("mean", "max", "pool", "average"),
+    "conv": ("conv", "1×1", "3×3", "K×K", "1×3", "3×1", "7×7", "depthwise", "query"),
 }
 
 
