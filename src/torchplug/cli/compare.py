@@ -48,6 +48,7 @@ def compare(
         float | None, typer.Option(help="smallest difference worth having, in points")
     ] = None,
     device: Annotated[str, typer.Option(help="where to train")] = "cpu",
+    workers: Annotated[int, typer.Option(help="trials at once, one process and thread each")] = 1,
 ) -> None:
     """Train a model with and without modules on paired seeds, and say what was found.
 
@@ -73,6 +74,7 @@ def compare(
             image_size=image_size,
             margin=margin,
             device=device,
+            workers=workers,
             on_event=display.show,
         )
     print_result(result)

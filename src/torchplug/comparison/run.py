@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import hashlib
 import inspect
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,9 @@ from torch import nn
 
 from torchplug.analysis import count_flops, count_parameters
 from torchplug.comparison.data import ImageData, load_data
-from torchplug.comparison.engine import Event, OnEvent, run_missing
+from torchplug.comparison.engine import Event, OnEvent, run_and_store, run_missing
 from torchplug.comparison.environment import describe_environment, merge_environments
+from torchplug.comparison.pool import Job, Work, check_workers
 from torchplug.comparison.recipe import Recipe
 from torchplug.comparison.result import ComparisonResult, summarize, to_json
 from torchplug.comparison.spec import Comparison, Variant, read_seeds
@@ -53,6 +55,7 @@ def compare(
     image_size: int | None = None,
     margin: float | None = None,
     device: str = "cpu",
+    workers: int = 1,
     on_event: OnEvent = _ignore,
 ) -> ComparisonResult:
     """Train baseline and variants on paired seeds and say what was found.
@@ -75,6 +78,8 @@ def compare(
         margin: the smallest difference worth having, in points of accuracy; ``None`` is 0.2, or
             one standard error of the baseline if that is larger.
         device: where to train.
+        workers: how many trials run at once, each in a process of its own with one thread. The
+            records are the same for any number. A script needs ``if __name__ == "__main__"``.
         on_event: called as the trials go on, for a progress display.
 
     Returns:
@@ -97,6 +102,7 @@ def compare(
         device=device,
     )
     _check_device(device)
+    check_workers(workers)
     images = load_data(data, image_size=image_size)
     maker = _make_maker(model, specification, images)
     digest = _hash_model(model, Study(specification, images, maker))
@@ -104,14 +110,34 @@ def compare(
     store = Store(Path(out))
     store.check(specification)
     study = Study(specification, images, maker)
+    work = None
+    if workers > 1:
+        work = Work(
+            _begin_worker, (model, specification.to_json(), str(store.root)), _run_in_worker
+        )
+        work.check()
     plans, costs = _rehearse(study)
     with store.locked():
         store.check(specification)  # another driver may have begun and ended meanwhile
         _write_head(store, study, plans, costs)
-        records = run_missing(study, store, on_event)
+        records = run_missing(study, store, on_event, work=work, workers=workers)
         result = summarize(specification, records, costs, store.root)
         write_text(store.root / "summary.json", to_json(result))
     return result
+
+
+def _begin_worker(
+    model: str | Callable[[], nn.Module], specification: str, root: str
+) -> tuple[Study, Store]:
+    comparison = Comparison.from_dict(json.loads(specification))
+    images = load_data(comparison.data, image_size=comparison.image_size)
+    return Study(comparison, images, _make_maker(model, comparison, images)), Store(Path(root))
+
+
+def _run_in_worker(state: tuple[Study, Store], job: Job) -> None:
+    study, store = state
+    variant = next(arm for arm in study.comparison.arms if arm.name == job[0])
+    run_and_store(study, store, variant, job[1])
 
 
 def _name_model(model: Any) -> str:
