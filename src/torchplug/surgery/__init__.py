@@ -1,6 +1,12 @@
 """Find places in a model, put modules there, and take them out again."""
 
 from torchplug.surgery.attach import find_plugs as find_plugs
+from torchplug.surgery.manage import Freeze as Freeze
+from torchplug.surgery.manage import disabled as disabled
+from torchplug.surgery.manage import freeze_base as freeze_base
+from torchplug.surgery.manage import named_plug_parameters as named_plug_parameters
+from torchplug.surgery.manage import plug_parameters as plug_parameters
+from torchplug.surgery.manage import unfreeze_base as unfreeze_base
 from torchplug.surgery.plan import Plan as Plan
 from torchplug.surgery.plan import PlannedPlug as PlannedPlug
 from torchplug.surgery.plug import plug as plug
@@ -11,13 +17,19 @@ from torchplug.surgery.sites import Sites as Sites
 from torchplug.surgery.sites import find_sites as find_sites
 
 __all__ = [
+    "Freeze",
     "Plan",
     "PlannedPlug",
     "PlugReport",
     "Site",
     "Sites",
+    "disabled",
     "find_plugs",
     "find_sites",
+    "freeze_base",
+    "named_plug_parameters",
     "plug",
+    "plug_parameters",
+    "unfreeze_base",
     "unplug",
 ]
