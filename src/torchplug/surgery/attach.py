@@ -148,6 +148,15 @@ def attach(module: nn.Module, name: str, plug: nn.Module) -> None:
     holder.train(module.training)
 
 
+def reattach(module: nn.Module) -> bool:
+    """Run the plugs again that a conversion copied along as a mere child; say if there were any."""
+    holder = module._modules.get(HOLDER)
+    if is_plugged(module) or not isinstance(holder, Holder) or not holder._modules:
+        return False
+    module.__class__ = _plugged_class(type(module))
+    return True
+
+
 def detach(module: nn.Module, name: str) -> None:
     """Remove one plug; with the last one the module gets its own class back."""
     holder: Any = module._modules[HOLDER]

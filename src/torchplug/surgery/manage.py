@@ -165,11 +165,11 @@ def freeze_base(model: nn.Module, bn: Literal["eval", "train"] = "eval") -> Free
     chosen = [(name, value) for name, value in _base_parameters(model) if value.requires_grad]
     for _, value in chosen:
         value.requires_grad_(False)
-    names = [name for name, _ in chosen]
-    model.__dict__[_FROZEN] = [*model.__dict__.get(_FROZEN, []), *names]
+    names = [*model.__dict__.get(_FROZEN, {"names": []})["names"], *(name for name, _ in chosen)]
+    model.__dict__[_FROZEN] = {"names": names, "bn": bn}
     norms = _base_norms(model)
     for norm in norms:
-        (_hold if bn == "eval" else _release)(norm)
+        (hold if bn == "eval" else _release)(norm)
     held = len(norms) if bn == "eval" else 0
     size = sum(value.numel() for _, value in chosen)
     return Freeze(tensors=len(chosen), parameters=size, batch_norms=held, frozen=True)
@@ -209,7 +209,7 @@ def unfreeze_base(model: nn.Module) -> Freeze:
     norms = 0
     for root in roots:
         parameters = dict(root.named_parameters(remove_duplicate=False))
-        names = root.__dict__.pop(_FROZEN)
+        names = root.__dict__.pop(_FROZEN)["names"]
         freed += [parameters[name].requires_grad_(True) for name in names if name in parameters]
         for norm in _base_norms(root):
             if _release(norm):
@@ -227,6 +227,15 @@ def _base_norms(model: nn.Module) -> list[nn.Module]:
         if isinstance(module, _BatchNorm) and not parts.is_plug(path)
     }
     return list(norms.values())
+
+
+def find_loose_norms(model: nn.Module) -> list[nn.Module]:
+    """Return the batch norms that a frozen base should hold in evaluation mode, and does not.
+
+    A conversion makes new ones, which follow the model's mode.
+    """
+    roots = [m for m in model.modules() if m.__dict__.get(_FROZEN, {}).get("bn") == "eval"]
+    return [norm for root in roots for norm in _base_norms(root) if not _is_held(norm)]
 
 
 class _StayInEvaluation:
@@ -247,15 +256,20 @@ class _StayInEvaluation:
         return self.module
 
 
-def _hold(norm: nn.Module) -> None:
-    if not isinstance(norm.__dict__.get(_MODE), _StayInEvaluation):
+def _is_held(norm: nn.Module) -> bool:
+    return isinstance(norm.__dict__.get(_MODE), _StayInEvaluation)
+
+
+def hold(norm: nn.Module) -> None:
+    """Keep a batch norm in evaluation mode from now on."""
+    if not _is_held(norm):
         norm.__dict__[_MODE] = _StayInEvaluation(norm)
     norm.training = False
 
 
 def _release(norm: nn.Module) -> bool:
     """Let a batch norm follow its model again; say whether it was held."""
-    if not isinstance(norm.__dict__.get(_MODE), _StayInEvaluation):
+    if not _is_held(norm):
         return False
     del norm.__dict__[_MODE]
     return True
