@@ -25,16 +25,25 @@ class Holder(nn.Module):
     Its own forward is the identity, because some hosts call every child of a module in turn.
     """
 
+    disabled: int = 0
+    """How many open ``tp.disabled`` contexts switch the plugs off."""
+
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x``: the plugs run in :meth:`apply_plugs` only."""
         return x
 
     def apply_plugs(self, x: Tensor) -> Tensor:
         """Pass ``x`` through the plugs."""
+        if self.disabled:
+            return x
         for plug in self._modules.values():
             if plug is not None:
                 x = plug(x)
         return x
+
+    def __getstate__(self) -> dict[str, Any]:
+        # a copy made inside ``tp.disabled`` would never be switched on again
+        return {key: value for key, value in self.__dict__.items() if key != "disabled"}
 
 
 class _Plugged:
@@ -137,6 +146,15 @@ def attach(module: nn.Module, name: str, plug: nn.Module) -> None:
     holder: Any = module._modules[HOLDER]
     holder.add_module(name, plug)
     holder.train(module.training)
+
+
+def reattach(module: nn.Module) -> bool:
+    """Run the plugs again that a conversion copied along as a mere child; say if there were any."""
+    holder = module._modules.get(HOLDER)
+    if is_plugged(module) or not isinstance(holder, Holder) or not holder._modules:
+        return False
+    module.__class__ = _plugged_class(type(module))
+    return True
 
 
 def detach(module: nn.Module, name: str) -> None:

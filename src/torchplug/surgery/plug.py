@@ -10,6 +10,7 @@ from torch import nn
 from torchplug.errors import PlugError, UsageError, explain, nearest
 from torchplug.surgery.attach import attach, detach, find_plugs
 from torchplug.surgery.build import Recipe, build_plug, read_recipe
+from torchplug.surgery.memory import forget, remember
 from torchplug.surgery.plan import Plan, PlannedPlug, Start
 from torchplug.surgery.report import PlugReport, count_gates
 from torchplug.surgery.select import At, select_sites
@@ -92,6 +93,7 @@ def plug(
     except BaseException:
         unplug(model, steps=[(step.planned.path, step.planned.name) for step in steps])
         raise
+    remember(model, [(step.planned, step.module) for step in steps])
     modules = [step.module for step in steps]
     gates = count_gates(modules)
     added = sum(p.numel() for module in modules for p in module.parameters())
@@ -141,6 +143,7 @@ def unplug(
         raise PlugError(explain("unplug takes the name of a plug", repr(name), fix))
     for path, plug_name in wanted:
         detach(model.get_submodule(path), plug_name)
+    forget(model, name, steps)
     return len(wanted)
 
 
