@@ -15,11 +15,15 @@ from torchplug.errors import PlugError as PlugError
 from torchplug.errors import TorchplugError as TorchplugError
 from torchplug.errors import UsageError as UsageError
 from torchplug.modules import *  # noqa: F403
+from torchplug.surgery import LoadReport as LoadReport
 from torchplug.surgery import Plan as Plan
 from torchplug.surgery import PlugReport as PlugReport
+from torchplug.surgery import apply_plan as apply_plan
 from torchplug.surgery import find_plugs as find_plugs
 from torchplug.surgery import find_sites as sites  # noqa: F401 - its public name
+from torchplug.surgery import load as load
 from torchplug.surgery import plug as plug
+from torchplug.surgery import save as save
 from torchplug.surgery import unplug as unplug
 
 if TYPE_CHECKING:

@@ -1,6 +1,10 @@
 """Find places in a model, put modules there, and take them out again."""
 
 from torchplug.surgery.attach import find_plugs as find_plugs
+from torchplug.surgery.checkpoint import LoadReport as LoadReport
+from torchplug.surgery.checkpoint import apply_plan as apply_plan
+from torchplug.surgery.checkpoint import load as load
+from torchplug.surgery.checkpoint import save as save
 from torchplug.surgery.plan import Plan as Plan
 from torchplug.surgery.plan import PlannedPlug as PlannedPlug
 from torchplug.surgery.plug import plug as plug
@@ -11,13 +15,17 @@ from torchplug.surgery.sites import Sites as Sites
 from torchplug.surgery.sites import find_sites as find_sites
 
 __all__ = [
+    "LoadReport",
     "Plan",
     "PlannedPlug",
     "PlugReport",
     "Site",
     "Sites",
+    "apply_plan",
     "find_plugs",
     "find_sites",
+    "load",
     "plug",
+    "save",
     "unplug",
 ]
