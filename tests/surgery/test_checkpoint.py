@@ -13,7 +13,7 @@ from safetensors.torch import load_file, safe_open
 from torch import nn
 
 import torchplug as tp
-from tests.surgery.plug_files import snapshot
+from tests.surgery.plug_files import Parts, snapshot
 from torchplug.surgery.attach import attach
 
 EXAMPLE = (1, 3, 64, 64)
@@ -84,6 +84,9 @@ def test_equal_models_give_equal_files_and_no_leftovers(trained: nn.Module, save
     assert again.read_bytes() == saved.read_bytes()
     assert {path.name for path in saved.parent.iterdir()} == {saved.name, again.name}
     again.unlink()
+    content = Parts(saved.read_bytes()).content
+    paths = [plug["path"] for plug in content["plan"]["plugs"]]
+    assert list(content["base"]["classes"]) == list(dict.fromkeys(paths))  # not a set's order
 
 
 def test_saving_changes_nothing(trained: nn.Module, tmp_path: Path) -> None:

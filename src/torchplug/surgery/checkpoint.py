@@ -107,7 +107,7 @@ def save(model: nn.Module, path: str | Path) -> Path:
         for path, name, module in find_plugs(model)
         for key, value in _tensors_of(module, path, name)
     }
-    base = take_fingerprint(model, {planned.path for planned in plan.plugs})
+    base = take_fingerprint(model, dict.fromkeys(planned.path for planned in plan.plugs))
     write_plug_file(Path(path), plan, base, tensors)
     return Path(path)
 
