@@ -89,6 +89,7 @@ FORGED: dict[str, tuple[Change, str]] = {
     "other channels": (edit("channels", 60_000), r"must be a tensor, torch\.float32 of shape"),
     "flat shape": (edit("shape", [1, 2]), "shape of plug 0 must be"),
     "huge shape": (edit("shape", [1, 16, 10**8, 10**8]), "shape of plug 0 must be"),
+    "shape of a huge map": (edit("shape", [1, 64, 60_000, 60_000]), "fits in memory"),
     "unknown start": (edit("start", "now"), "start of plug 0 must be"),
     "unknown field": (edit("run", "rm"), "unexpected keyword argument 'run'"),
     "missing field": (lambda parts: parts.plugs[0].pop("path"), "missing"),

@@ -1,7 +1,7 @@
 """Keep plugs in a file of their own, and put them into a fresh model from there."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,10 @@ from torchplug.surgery.fingerprint import join, take_fingerprint, to_plain
 from torchplug.surgery.plan import Plan
 from torchplug.surgery.plug import attach_steps, check_host, plug, unplug
 from torchplug.surgery.plugfile import PlugFile, read_plug_file, read_tensors, write_plug_file
-from torchplug.surgery.rebuild import build_empty, build_steps
+from torchplug.surgery.rebuild import Factories, build_empty, build_steps
 from torchplug.surgery.report import PlugReport, count_gates
 from torchplug.surgery.trace import Arguments, read_example, record
 from torchplug.surgery.verify import Base, Step, verify
-
-Factories = Mapping[str, Callable[..., nn.Module]]
 
 
 @dataclass(frozen=True, kw_only=True)

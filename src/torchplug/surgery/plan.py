@@ -16,6 +16,9 @@ FORMAT = 1
 LARGEST = 2**16
 """No width, size or option of a plan may be larger: a file must not ask for all memory."""
 
+LARGEST_MAP = 2**28
+"""Numbers in the map of one image: a gigabyte."""
+
 MOST_PLUGS = 10_000
 _LONGEST_TEXT = 1000
 
@@ -137,7 +140,8 @@ def _is_count(value: Any) -> bool:
 
 
 def _is_shape(value: Any) -> bool:
-    return type(value) is list and len(value) == 4 and all(map(_is_count, value))
+    is_map = type(value) is list and len(value) == 4 and all(map(_is_count, value))
+    return is_map and math.prod(value[1:]) <= LARGEST_MAP
 
 
 def _is_simple(value: Any) -> bool:
@@ -167,7 +171,7 @@ _PLAN_RULES: dict[str, _Rule] = {
 }
 _PLUG_RULES: dict[str, _Rule] = {
     **dict.fromkeys(("path", "name", "module", "role"), (_is_text, "a text")),
-    "shape": (_is_shape, f"four numbers from 1 to {LARGEST}"),
+    "shape": (_is_shape, f"four numbers from 1 to {LARGEST}, of a map that fits in memory"),
     "channels": (_is_count, f"a number from 1 to {LARGEST}"),
     "options": (
         _are_options,
