@@ -21,7 +21,7 @@ ALLOWED: dict[str, set[str]] = {
 }
 ALLOWED["modules"] = {"card", "errors", "nn", "kernels"}
 ALLOWED["catalog"] = ALLOWED["modules"] | {"modules"}
-ALLOWED["surgery"] = ALLOWED["catalog"] | {"catalog"}
+ALLOWED["surgery"] = ALLOWED["catalog"] | {"catalog", "_version"}
 ALLOWED["analysis"] = ALLOWED["fusion"] = ALLOWED["surgery"] | {"surgery"}
 ALLOWED["deployment"] = ALLOWED["fusion"] | {"fusion"}
 ALLOWED["comparison"] = ALLOWED["analysis"] | {"analysis", "hosts", "_version"}

@@ -15,17 +15,21 @@ from torchplug.errors import PlugError as PlugError
 from torchplug.errors import TorchplugError as TorchplugError
 from torchplug.errors import UsageError as UsageError
 from torchplug.modules import *  # noqa: F403
+from torchplug.surgery import LoadReport as LoadReport
 from torchplug.surgery import Plan as Plan
 from torchplug.surgery import PlugReport as PlugReport
+from torchplug.surgery import apply_plan as apply_plan
 from torchplug.surgery import check as check
 from torchplug.surgery import disabled as disabled
 from torchplug.surgery import find_plugs as find_plugs
 from torchplug.surgery import find_sites as sites  # noqa: F401 - its public name
 from torchplug.surgery import freeze_base as freeze_base
+from torchplug.surgery import load as load
 from torchplug.surgery import named_plug_parameters as named_plug_parameters
 from torchplug.surgery import plug as plug
 from torchplug.surgery import plug_parameters as plug_parameters
 from torchplug.surgery import repair as repair
+from torchplug.surgery import save as save
 from torchplug.surgery import unfreeze_base as unfreeze_base
 from torchplug.surgery import unplug as unplug
 

@@ -1,5 +1,6 @@
 """The commands, run as a user runs them."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -22,11 +23,12 @@ def run(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str
             "COLUMNS": "160",
             "MPLBACKEND": "Agg",
             "HOME": "/nonexistent",
+            "PYTHONPATH": os.environ.get("PYTHONPATH", ""),  # the code that is tested, not another
         },
     )
 
 
-@pytest.mark.parametrize("command", ["list", "show", "sites", "compare", "report"])
+@pytest.mark.parametrize("command", ["list", "show", "sites", "plug", "check", "compare", "report"])
 def test_every_command_explains_itself_with_an_example(command: str) -> None:
     done = run(command, "--help")
     assert done.returncode == 0

@@ -10,6 +10,7 @@ from torchplug._version import __version__
 from torchplug.card import Card
 from torchplug.catalog import cards, get_card
 from torchplug.cli.compare import compare, report
+from torchplug.cli.plug import MODEL_HELP, check, plug, read_shape
 from torchplug.errors import UsageError, explain
 from torchplug.hosts import build_model
 from torchplug.surgery import find_sites
@@ -102,16 +103,13 @@ def _cost_table(card: Card) -> Table:
 def sites(
     model: Annotated[
         str,
-        typer.Argument(
-            help="torchvision:NAME, timm:NAME, smp:NAME, package.module:factory "
-            "or path/to/file.py:factory"
-        ),
+        typer.Argument(help=MODEL_HELP),
     ],
     shape: Annotated[str, typer.Option(help="shape of an example input")] = "1,3,224,224",
     role: Annotated[str | None, typer.Option(help="show the sites of one role only")] = None,
 ) -> None:
     """Show the places of a model where a module can go, by role."""
-    found = find_sites(build_model(model), _read_shape(shape))
+    found = find_sites(build_model(model), read_shape(shape))
     if role is not None:
         if role not in found.roles:
             known = ", ".join(found.roles)
@@ -129,14 +127,10 @@ def sites(
     console.print(table)
 
 
-def _read_shape(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.replace("x", ",").split(","))
-    except ValueError:
-        fix = "write it like 1,3,224,224"
-        raise UsageError(explain("a shape is a list of numbers", repr(text), fix)) from None
-
-
+_PLUG = "torchplug plug torchvision:resnet50 --plug se --plug bam@stage --save plugs.safetensors"
+app.command(epilog=f"Example: [bold]{_PLUG}[/bold]")(plug)
+_CHECK = "torchplug check torchvision:resnet50 plugs.safetensors"
+app.command(epilog=f"Example: [bold]{_CHECK}[/bold]")(check)
 _COMPARE = "torchplug compare --model torchplug:resnet8 --plug se --plug cbam@stage --seeds 5"
 app.command(epilog=f"Example: [bold]{_COMPARE}[/bold]")(compare)
 app.command(epilog="Example: [bold]torchplug report runs/demo[/bold]")(report)

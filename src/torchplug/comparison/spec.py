@@ -1,6 +1,5 @@
 """What is compared: the specification of a comparison, as data."""
 
-import ast
 import dataclasses
 import hashlib
 import json
@@ -10,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
 
-from torchplug.catalog import get_card
 from torchplug.comparison.recipe import Recipe
 from torchplug.errors import UsageError, explain
+from torchplug.surgery.request import Request
 
 BASELINE = "baseline"
 FEWEST_SEEDS = 2
@@ -36,40 +35,13 @@ class Variant:
         >>> Variant.parse("cbam@stage:reduction=8")
         Variant(name='cbam@stage:reduction=8', module='cbam', at='stage', options={'reduction': 8})
         """
-        head, colon, tail = text.rpartition(":")
-        if not colon or "=" not in tail:  # "se@re:layer.*" has a colon and no options
-            head, tail = text, ""
-        module, at_sign, place = head.partition("@")
-        get_card(module)  # an unknown key is named before anything is built
-        if at_sign and not place:
-            fix = "write cbam or cbam@stage"
-            raise UsageError(explain("a place follows the @", repr(text), fix))
-        return cls(name=text, module=module, at=place or None, options=_read_options(tail, text))
+        request = Request.parse(text)
+        return cls(name=text, module=request.module, at=request.at, options=request.options)
 
     @property
     def slug(self) -> str:
         """The name as part of a file name; two names never share one."""
         return quote(self.name, safe="@=,")
-
-
-def _read_options(text: str, whole: str) -> dict[str, Any]:
-    if not text:
-        return {}
-    fix = "write MODULE@PLACE:reduction=8,bias=False"
-    try:
-        call = ast.parse(f"f({text})", mode="eval").body
-        words = call.keywords if isinstance(call, ast.Call) and not call.args else []
-        options = {str(word.arg): _read_value(word.value) for word in words}
-    except (SyntaxError, ValueError) as error:
-        raise UsageError(explain("options are OPTION=VALUE pairs", repr(whole), fix)) from error
-    if not options:
-        raise UsageError(explain("options are OPTION=VALUE pairs", repr(whole), fix))
-    return options
-
-
-def _read_value(node: ast.expr) -> Any:
-    # a bare word is a text, so that a shell needs no quotes
-    return node.id if isinstance(node, ast.Name) else ast.literal_eval(node)
 
 
 @dataclass(frozen=True, kw_only=True)

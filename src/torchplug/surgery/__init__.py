@@ -1,6 +1,10 @@
 """Find places in a model, put modules there, and take them out again."""
 
 from torchplug.surgery.attach import find_plugs as find_plugs
+from torchplug.surgery.checkpoint import LoadReport as LoadReport
+from torchplug.surgery.checkpoint import apply_plan as apply_plan
+from torchplug.surgery.checkpoint import load as load
+from torchplug.surgery.checkpoint import save as save
 from torchplug.surgery.checkup import Checkup as Checkup
 from torchplug.surgery.checkup import Problem as Problem
 from torchplug.surgery.checkup import check as check
@@ -24,6 +28,7 @@ from torchplug.surgery.sites import find_sites as find_sites
 __all__ = [
     "Checkup",
     "Freeze",
+    "LoadReport",
     "Plan",
     "PlannedPlug",
     "PlugReport",
@@ -31,15 +36,18 @@ __all__ = [
     "Repair",
     "Site",
     "Sites",
+    "apply_plan",
     "check",
     "disabled",
     "find_plugs",
     "find_sites",
     "freeze_base",
+    "load",
     "named_plug_parameters",
     "plug",
     "plug_parameters",
     "repair",
+    "save",
     "unfreeze_base",
     "unplug",
 ]

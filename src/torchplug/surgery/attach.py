@@ -13,6 +13,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from torchplug.surgery.plan import Plan
+
 HOLDER = "torchplug"
 """Name of the child that owns the plugs: weights are called ``<path>.torchplug.<plug>.…``."""
 
@@ -27,6 +29,12 @@ class Holder(nn.Module):
 
     disabled: int = 0
     """How many open ``tp.disabled`` contexts switch the plugs off."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        # plain data, not state: no key of a checkpoint changes, and copies and pickles carry it
+        self.plans: dict[str, Plan] = {}
+        """What each plug was made from, as a plan of one plug, so that a file can repeat it."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x``: the plugs run in :meth:`apply_plugs` only."""
@@ -138,13 +146,18 @@ def is_plugged(module: nn.Module) -> bool:
     return isinstance(module, _Plugged)
 
 
-def attach(module: nn.Module, name: str, plug: nn.Module) -> None:
-    """Run ``plug`` on the output of ``module`` from now on, after the plugs it already has."""
+def attach(module: nn.Module, name: str, plug: nn.Module, planned: Plan | None = None) -> None:
+    """Run ``plug`` on the output of ``module`` from now on, after the plugs it already has.
+
+    ``planned`` is the plan of this one plug; without it the model cannot be saved as plugs.
+    """
     if not is_plugged(module):
         module.add_module(HOLDER, Holder())
         module.__class__ = _plugged_class(type(module))
     holder: Any = module._modules[HOLDER]
     holder.add_module(name, plug)
+    if planned is not None:
+        holder.plans[name] = planned
     holder.train(module.training)
 
 
@@ -161,6 +174,7 @@ def detach(module: nn.Module, name: str) -> None:
     """Remove one plug; with the last one the module gets its own class back."""
     holder: Any = module._modules[HOLDER]
     del holder._modules[name]
+    holder.plans.pop(name, None)
     if not holder._modules:
         del module._modules[HOLDER]
         own = module.__dict__.pop(_OWN_FORWARD, None)

@@ -2,14 +2,25 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from torchplug.errors import UsageError, explain
+from torchplug.surgery.strict_json import parse_json
 
 Start = Literal["identity", "paper"]
 FORMAT = 1
+
+LARGEST = 2**16
+"""No width, size or option of a plan may be larger: a file must not ask for all memory."""
+
+LARGEST_MAP = 2**28
+"""Numbers in the map of one image: a gigabyte."""
+
+MOST_PLUGS = 10_000
+_LONGEST_TEXT = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +69,8 @@ class Plan:
         """
         content = {"format": FORMAT, **dataclasses.asdict(self)}
         try:
-            return json.dumps(content, indent=2, sort_keys=True) + "\n"
-        except TypeError as error:
+            return json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n"
+        except (TypeError, ValueError) as error:
             text = explain(
                 "a plan file holds numbers, texts, booleans and lists of these",
                 str(error),
@@ -69,24 +80,103 @@ class Plan:
 
     @classmethod
     def from_json(cls, text: str) -> "Plan":
-        """Read a plan from JSON text.
+        """Read a plan from JSON text. Nothing that it names is imported or run.
 
         Raises:
             UsageError: if the text is no plan of this format.
         """
         try:
-            content = json.loads(text)
-            if content.pop("format") != FORMAT:
-                raise ValueError(f"only format {FORMAT} is known")  # noqa: TRY301
-            plugs = tuple(
-                PlannedPlug(**{**entry, "shape": tuple(entry["shape"])})
-                for entry in content.pop("plugs")
-            )
-            return cls(plugs=plugs, **content)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            return cls._from_content(parse_json(text))
+        except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
             text = explain(
                 "a plan is the JSON text that Plan.to_json writes",
                 f"{type(error).__name__}: {error}",
                 "make the plan again with plug(model, …).plan",
             )
             raise UsageError(text) from error
+
+    @classmethod
+    def _from_content(cls, content: dict[str, Any]) -> "Plan":
+        if content.pop("format") != FORMAT:
+            raise ValueError(f"only format {FORMAT} is known")
+        entries = content.pop("plugs")
+        if type(entries) is not list or len(entries) > MOST_PLUGS:
+            raise ValueError(f"plugs is a list of at most {MOST_PLUGS} entries")
+        plugs = tuple(_read_plug(entry, place) for place, entry in enumerate(entries))
+        _check(content, _PLAN_RULES, "the plan")
+        plan = cls(plugs=plugs, **content)
+        taken = [(plug.path, plug.name) for plug in plugs]
+        if len(set(taken)) != len(taken):
+            path, name = next(pair for pair in taken if taken.count(pair) > 1)
+            raise ValueError(f"two plugs are called {name!r} at {path}")
+        return plan
+
+
+def _read_plug(entry: Any, place: int) -> PlannedPlug:
+    if type(entry) is not dict:
+        raise ValueError(f"plug {place} is {type(entry).__name__}, not an object")
+    _check(entry, _PLUG_RULES, f"plug {place}")
+    return PlannedPlug(**{**entry, "shape": tuple(entry["shape"])})
+
+
+def _check(content: Mapping[str, Any], rules: Mapping[str, "_Rule"], owner: str) -> None:
+    for name, value in content.items():
+        is_right, wanted = rules.get(name, (_is_simple, "a simple value"))
+        if not is_right(value):
+            raise ValueError(f"{name} of {owner} must be {wanted}, not {_shorten(value)}")
+
+
+def _shorten(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:59] + "…"
+
+
+def _is_text(value: Any) -> bool:
+    return type(value) is str and 0 < len(value) <= _LONGEST_TEXT and value.isprintable()
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 1 <= value <= LARGEST
+
+
+def _is_shape(value: Any) -> bool:
+    is_map = type(value) is list and len(value) == 4 and all(map(_is_count, value))
+    return is_map and math.prod(value[1:]) <= LARGEST_MAP
+
+
+def _is_simple(value: Any) -> bool:
+    """Whether it is one of JSON's scalars, of a sane size, or a list of these."""
+    if type(value) is list:
+        return len(value) <= _LONGEST_TEXT and all(map(_is_simple, value))
+    if type(value) is int:
+        return abs(value) <= LARGEST
+    if type(value) is float:
+        return math.isfinite(value)
+    return value is None or type(value) is bool or value == "" or _is_text(value)
+
+
+def _are_options(value: Any) -> bool:
+    # device and type are those of the host: a file has no say in them
+    return (
+        type(value) is dict
+        and not {"device", "dtype"} & value.keys()
+        and all(_is_text(name) and _is_simple(content) for name, content in value.items())
+    )
+
+
+_Rule = tuple[Callable[[Any], bool], str]
+_PLAN_RULES: dict[str, _Rule] = {
+    "host": (_is_text, "a text"),
+    "seed": (lambda value: type(value) is int and abs(value) < 2**63, "a whole number"),
+}
+_PLUG_RULES: dict[str, _Rule] = {
+    **dict.fromkeys(("path", "name", "module", "role"), (_is_text, "a text")),
+    "shape": (_is_shape, f"four numbers from 1 to {LARGEST}, of a map that fits in memory"),
+    "channels": (_is_count, f"a number from 1 to {LARGEST}"),
+    "options": (
+        _are_options,
+        "numbers, texts, booleans and lists of these by name, without device and dtype",
+    ),
+    "start": (lambda value: value in get_args(Start), f"one of {', '.join(get_args(Start))}"),
+    "stage": (lambda value: value is None or type(value) is int, "a number or null"),
+}

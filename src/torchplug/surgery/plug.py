@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -71,7 +72,7 @@ def plug(
     >>> report.max_difference, report.paths[0]
     (0.0, 'layer1.bn2')
     """
-    _check_host(model)
+    check_host(model)
     arguments = read_example(example, model)
     trace = record(model, arguments)
     sites = sites_in(model, trace)
@@ -87,8 +88,7 @@ def plug(
     steps = _build(model, plan, recipes, sites)
     base = Base(model)
     try:
-        for step in steps:
-            attach(model.get_submodule(step.planned.path), step.planned.name, step.module)
+        attach_steps(model, steps, plan)
         difference = verify(model, steps, arguments, trace.output, base)
     except BaseException:
         unplug(model, steps=[(step.planned.path, step.planned.name) for step in steps])
@@ -147,12 +147,20 @@ def unplug(
     return len(wanted)
 
 
+def attach_steps(model: nn.Module, steps: Sequence[Step], plan: Plan) -> None:
+    """Attach every built plug, each with its own part of the plan."""
+    for step in steps:
+        own = replace(plan, plugs=(step.planned,))
+        attach(model.get_submodule(step.planned.path), step.planned.name, step.module, own)
+
+
 _WRAPPERS = {"DataParallel", "DistributedDataParallel", "FullyShardedDataParallel"} | {
     "OptimizedModule"
 }
 
 
-def _check_host(model: Any) -> None:
+def check_host(model: Any) -> None:
+    """Refuse what cannot carry plugs: no module, a scripted one, or one that is wrapped."""
     if not isinstance(model, nn.Module):
         fix = "pass the model itself; torchplug.hosts.build_model makes one from a name"
         raise UsageError(explain("a host is an nn.Module", type(model).__name__, fix))

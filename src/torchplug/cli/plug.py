@@ -1,0 +1,176 @@
+"""The commands that plug a model and check a file of plugs."""
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from torchplug.errors import TorchplugError, UsageError, explain, import_extra
+from torchplug.hosts import build_model
+from torchplug.surgery import load, save
+from torchplug.surgery import plug as plug_model
+from torchplug.surgery.plan import Plan, Start
+from torchplug.surgery.request import Request
+
+console = Console()
+
+MODEL_HELP = (
+    "torchvision:NAME, timm:NAME, smp:NAME, package.module:factory or path/to/file.py:factory"
+)
+_Model = Annotated[str, typer.Argument(help=MODEL_HELP)]
+_Shape = Annotated[str, typer.Option(help="shape of an example input")]
+_Weights = Annotated[
+    Path | None,
+    typer.Option(help="the base's weights: a .safetensors file, or a state dict of torch.save"),
+]
+
+
+def plug(
+    model: _Model,
+    plug: Annotated[
+        list[str],
+        typer.Option(help="MODULE, MODULE@PLACE or MODULE@PLACE:option=value; repeat for more"),
+    ],
+    at: Annotated[
+        str | None, typer.Option(help="place of the modules that name none of their own")
+    ] = None,
+    stages: Annotated[str | None, typer.Option(help="only these stages, such as 2,3")] = None,
+    every: Annotated[int | None, typer.Option(help="every n-th site of a stage")] = None,
+    start: Annotated[
+        str, typer.Option(help="identity: the output is unchanged; paper: as the authors start it")
+    ] = "identity",
+    seed: Annotated[int, typer.Option(help="of the modules' initial weights")] = 0,
+    shape: _Shape = "1,3,224,224",
+    weights: _Weights = None,
+    save_as: Annotated[
+        Path | None, typer.Option("--save", help="write the plugs into this .safetensors file")
+    ] = None,
+    draw: Annotated[
+        Path | None, typer.Option(help="draw the plugged model into this .svg file")
+    ] = None,
+) -> None:
+    """Put modules into a model, and print what happened.
+
+    The file of --save holds the plan and the plugs' weights, nothing of the model:
+    torchplug.load(model, file) in Python, or the command check, puts them into a fresh one.
+    """
+    requests = [Request.parse(text) for text in plug]
+    numbers = None if stages is None else read_numbers(stages, "stages", "2,3")
+    example = read_shape(shape)
+    host = _build(model, weights)
+    for request in requests:
+        report = plug_model(
+            host,
+            request.module,
+            request.at or at,
+            example=example,
+            start=_read_start(start),
+            stages=numbers,
+            every=every,
+            seed=seed,
+            **request.options,
+        )
+        console.print(str(report), highlight=False, markup=False, soft_wrap=True)
+    if save_as is not None:
+        path = save(host, save_as)
+        console.print(f"saved {path} ({path.stat().st_size:,} bytes)", highlight=False)
+    if draw is not None:
+        _draw(host, draw)
+
+
+def check(
+    model: _Model,
+    file: Annotated[Path, typer.Argument(help="a file that plug --save or torchplug.save wrote")],
+    shape: _Shape = "1,3,224,224",
+    weights: _Weights = None,
+) -> None:
+    """Load a file of plugs into a fresh model, run it, and print what is there.
+
+    Ends with status 1 if the file is damaged, fits another model, or does not run.
+    """
+    example = read_shape(shape)
+    host = _build(model, weights)
+    try:
+        report = load(host, file, example=example)
+    except TorchplugError as error:
+        print(f"torchplug: {' '.join(str(error).split())}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    console.print(str(report), highlight=False, markup=False, soft_wrap=True)
+    console.print(_list_plugs(report.plan))
+
+
+def _list_plugs(plan: Plan) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in ("place", "name", "module", "channels", "start", "options"):
+        table.add_column(column, justify="right" if column == "channels" else "left", no_wrap=True)
+    for planned in plan.plugs:
+        options = ", ".join(f"{name}={value!r}" for name, value in planned.options.items())
+        cells = (planned.path, planned.name, planned.module, str(planned.channels), planned.start)
+        table.add_row(*cells, options or "-")
+    return table
+
+
+def _build(name: str, weights: Path | None) -> nn.Module:
+    model = build_model(name)
+    if weights is not None:
+        state = _read_weights(weights)
+        try:
+            model.load_state_dict(state, strict=True)
+        except (RuntimeError, AttributeError, TypeError) as error:
+            got = " ".join(str(error).split())
+            fix = "name the model that these weights are of"
+            raise UsageError(explain(f"{weights} must fit {name}", got, fix)) from error
+    return model
+
+
+def _read_weights(path: Path) -> Any:
+    try:
+        if path.suffix == ".safetensors":
+            package = "safetensors.torch"
+            return import_extra(package, extra="files", purpose="a .safetensors file").load_file(
+                path
+            )
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except TorchplugError:
+        raise
+    except Exception as error:  # the two readers raise types of their own
+        got = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else path}"
+        fix = "name a .safetensors file or a state dict that torch.save wrote"
+        raise UsageError(explain(f"the weights {path} must be readable", got, fix)) from error
+
+
+def _draw(model: nn.Module, path: Path) -> None:
+    drawing = importlib.import_module("torchplug.surgery.drawing")
+    try:
+        path.write_text(drawing.draw(model), encoding="utf-8")
+    except OSError as error:
+        fix = "name a file in a folder that exists and can be written"
+        raise UsageError(explain(f"{path} must be writable", str(error), fix)) from error
+    console.print(f"drew {path}", highlight=False)
+
+
+def read_shape(text: str) -> tuple[int, ...]:
+    """Read ``1,3,224,224`` or ``1x3x224x224``."""
+    return read_numbers(text.replace("x", ","), "a shape", "1,3,224,224")
+
+
+def read_numbers(text: str, what: str, example: str) -> tuple[int, ...]:
+    """Read numbers with commas between them."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        fix = f"write it like {example}"
+        raise UsageError(explain(f"{what} is a list of numbers", repr(text), fix)) from None
+
+
+def _read_start(text: str) -> Start:
+    if text not in {"identity", "paper"}:
+        fix = "choose 'identity' or 'paper'"
+        raise UsageError(explain("start is one of two words", repr(text), fix))
+    return text  # type: ignore[return-value]

@@ -1,0 +1,60 @@
+"""What to plug as one word of a command line or of a list: ``cbam@stage:reduction=8``."""
+
+import ast
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torchplug.catalog import get_card
+from torchplug.errors import UsageError, explain
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """A module of the catalogue, where it goes, and its options."""
+
+    module: str
+    at: str | None = None
+    """A role, path or glob; ``None`` is the place in the module's paper."""
+
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, text: str) -> "Request":
+        """Read ``MODULE[@PLACE][:OPTION=VALUE,…]``.
+
+        Raises:
+            UsageError: if the module is unknown or the text has another form.
+
+        >>> Request.parse("cbam@stage:reduction=8")
+        Request(module='cbam', at='stage', options={'reduction': 8})
+        """
+        head, colon, tail = text.rpartition(":")
+        if not colon or "=" not in tail:  # "se@re:layer.*" has a colon and no options
+            head, tail = text, ""
+        module, at_sign, place = head.partition("@")
+        get_card(module)  # an unknown key is named before anything is built
+        if at_sign and not place:
+            fix = "write cbam or cbam@stage"
+            raise UsageError(explain("a place follows the @", repr(text), fix))
+        return cls(module=module, at=place or None, options=_read_options(tail, text))
+
+
+def _read_options(text: str, whole: str) -> dict[str, Any]:
+    if not text:
+        return {}
+    fix = "write MODULE@PLACE:reduction=8,bias=False"
+    try:
+        call = ast.parse(f"f({text})", mode="eval").body
+        words = call.keywords if isinstance(call, ast.Call) and not call.args else []
+        options = {str(word.arg): _read_value(word.value) for word in words}
+    except (SyntaxError, ValueError) as error:
+        raise UsageError(explain("options are OPTION=VALUE pairs", repr(whole), fix)) from error
+    if not options:
+        raise UsageError(explain("options are OPTION=VALUE pairs", repr(whole), fix))
+    return options
+
+
+def _read_value(node: ast.expr) -> Any:
+    # a bare word is a text, so that a shell needs no quotes
+    return node.id if isinstance(node, ast.Name) else ast.literal_eval(node)

@@ -1,0 +1,114 @@
+"""Plug and check, run as a user runs them."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import torchplug as tp
+from tests.cli.test_commands import run
+from torchplug.hosts import build_model
+
+MODEL = "torchplug:resnet8"
+SHAPE = ("--shape", "1,3,32,32")
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    """The base's weights, as a training script leaves them."""
+    torch.save(build_model(MODEL).state_dict(), tmp_path / "base.pt")
+    return tmp_path / "base.pt"
+
+
+def test_plug_writes_what_check_finds(weights: Path, tmp_path: Path) -> None:
+    words = ("plug", MODEL, *SHAPE, "--plug", "se:reduction=4", "--plug", "cbam@stage")
+    words += ("--stages", "2,3", "--start", "identity", "--weights", str(weights))
+    done = run(*words, "--save", "plugs.safetensors", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "plugged se into ResNet8 at 2 places" in done.stdout
+    assert "plugged cbam into ResNet8 at 2 places" in done.stdout
+    assert done.stdout.count("identical to the base") == 2
+    size = (tmp_path / "plugs.safetensors").stat().st_size
+    assert f"saved plugs.safetensors ({size:,} bytes)" in done.stdout
+
+    words = ("check", MODEL, "plugs.safetensors", *SHAPE, "--weights", str(weights))
+    done = run(*words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "loaded cbam, se into ResNet8 at 4 places" in done.stdout
+    assert "the same as when saved" in done.stdout
+    assert "every plug runs" in done.stdout
+    rows = [line.split() for line in done.stdout.splitlines()[-4:]]
+    assert ["layer2.bn2", "se", "se", "32", "identity", "reduction=4"] in rows
+
+    model = build_model(MODEL)
+    tp.load(model, tmp_path / "plugs.safetensors", example=(1, 3, 32, 32))
+    assert {name for _, name, _ in tp.find_plugs(model)} == {"se", "cbam"}
+
+
+def test_a_place_of_its_own_comes_before_the_common_one(tmp_path: Path) -> None:
+    words = ("plug", MODEL, *SHAPE, "--plug", "se", "--plug", "cbam@layer1", "--at", "layer2")
+    done = run(*words, "--save", "x.safetensors", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    places = {name.partition(".torchplug.")[0] for name in load_file(tmp_path / "x.safetensors")}
+    assert places == {"layer1", "layer2"}
+
+
+def test_base_weights_of_safetensors_are_read(tmp_path: Path) -> None:
+    save_file(build_model(MODEL).state_dict(), tmp_path / "base.safetensors")
+    done = run(
+        *("plug", MODEL, *SHAPE, "--plug", "se", "--weights", "base.safetensors"), cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(find_spec("torchplug.surgery.drawing") is None, reason="drawings are missing")
+def test_plug_draws_the_plugged_model(tmp_path: Path) -> None:
+    done = run("plug", MODEL, *SHAPE, "--plug", "se", "--draw", "model.svg", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "model.svg").read_text().lstrip().startswith(("<svg", "<?xml"))
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (("--plug", "se@"), "write cbam or cbam@stage"),
+        (("--plug", "se", "--stages", "two"), "stages is a list of numbers"),
+        (("--plug", "se", "--start", "zero"), "'identity' or 'paper'"),
+        (("--plug", "se", "--weights", "nothing.pt"), "the weights nothing.pt must be readable"),
+        (("--plug", "se", "--weights", "other.pt"), "other.pt must fit torchplug:resnet8"),
+        (("--plug", "se", "--plug", "gc@layer9"), "got 'layer9', which matches none"),
+        (("--plug", "se", "--save", "missing/x.safetensors"), "must be writable"),
+    ],
+)
+def test_bad_requests_are_one_line_and_write_nothing(
+    words: tuple[str, ...], text: str, tmp_path: Path
+) -> None:
+    torch.save({"conv.weight": torch.zeros(1)}, tmp_path / "other.pt")
+    save = () if "--save" in words else ("--save", "x.safetensors")
+    shape = () if "--shape" in words else SHAPE
+    done = run("plug", MODEL, *shape, *words, *save, cwd=tmp_path)
+    assert done.returncode == 2
+    assert text in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["other.pt"]
+
+
+def test_check_of_a_wrong_file_is_one_line_and_status_1(tmp_path: Path) -> None:
+    model = build_model(MODEL)
+    tp.plug(model, "se", example=(1, 3, 32, 32))
+    good = tp.save(model, tmp_path / "good.safetensors")
+    (tmp_path / "half.safetensors").write_bytes(good.read_bytes()[:-4])
+    cases = {
+        (MODEL, "half.safetensors"): "the tensors need",
+        (MODEL, "nothing.safetensors"): "must be readable",
+        ("torchvision:resnet18", "good.safetensors"): "the file is for a ResNet8",
+    }
+    for (name, file), text in cases.items():
+        done = run("check", name, file, *SHAPE, cwd=tmp_path)
+        assert done.returncode == 1
+        assert text in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+        assert not done.stdout
+    assert run("check", "torchplug:resnet9", "good.safetensors", cwd=tmp_path).returncode == 2
