@@ -19,6 +19,7 @@ from torchplug.surgery import Plan as Plan
 from torchplug.surgery import PlugReport as PlugReport
 from torchplug.surgery import find_plugs as find_plugs
 from torchplug.surgery import find_sites as sites  # noqa: F401 - its public name
+from torchplug.surgery import merge_plugs as merge_plugs
 from torchplug.surgery import plug as plug
 from torchplug.surgery import unplug as unplug
 

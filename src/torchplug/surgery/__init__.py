@@ -1,6 +1,7 @@
 """Find places in a model, put modules there, and take them out again."""
 
 from torchplug.surgery.attach import find_plugs as find_plugs
+from torchplug.surgery.merging import merge_plugs as merge_plugs
 from torchplug.surgery.plan import Plan as Plan
 from torchplug.surgery.plan import PlannedPlug as PlannedPlug
 from torchplug.surgery.plug import plug as plug
@@ -18,6 +19,7 @@ __all__ = [
     "Sites",
     "find_plugs",
     "find_sites",
+    "merge_plugs",
     "plug",
     "unplug",
 ]

@@ -8,7 +8,10 @@ from typing import Any, Literal
 
 from torchplug.errors import UsageError, explain
 
-Start = Literal["identity", "paper"]
+Start = Literal["identity", "seeded", "paper"]
+Mode = Literal["attach", "replace", "merge"]
+"""Behind a host's module, in its place, or at the entrance of one that receives several maps."""
+
 FORMAT = 1
 
 
@@ -17,7 +20,7 @@ class PlannedPlug:
     """One module at one place."""
 
     path: str
-    """The module of the host whose output is plugged."""
+    """The module of the host that is plugged."""
 
     name: str
     """Name of the plug: its weights are called ``<path>.torchplug.<name>.…``."""
@@ -33,6 +36,7 @@ class PlannedPlug:
     start: Start = "identity"
     role: str = "named"
     stage: int | None = None
+    mode: Mode = "attach"
 
 
 @dataclass(frozen=True, kw_only=True)
