@@ -172,7 +172,7 @@ def test_a_host_that_bypasses_the_plug_is_caught() -> None:
 
 def test_a_module_whose_place_has_no_role_yet_says_so() -> None:
     with pytest.raises(tp.PlugError, match=r"at 'conv3x3' .*; name the places with at="):
-        tp.plug(torchvision.models.resnet18(), "sk", example=EXAMPLE)
+        tp.plug(torchvision.models.resnet18(), "strippool", example=EXAMPLE)
 
 
 def test_unplug_of_an_unknown_name_is_refused() -> None:

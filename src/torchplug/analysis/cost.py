@@ -4,8 +4,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
+from torchplug.surgery.measure import counting_flops
 from torchplug.surgery.trace import evaluating, read_example
 
 
@@ -32,12 +32,6 @@ def count_flops(model: nn.Module, example: Any) -> int:
     768
     """
     args, kwargs = read_example(example, model)
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    # the fused attention of eval mode is one operator that the counter does not know
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with evaluating(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
-            model(*args, **kwargs)
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast_path)
+    with evaluating(model), torch.no_grad(), counting_flops() as counter:
+        model(*args, **kwargs)
     return int(counter.get_total_flops())

@@ -14,6 +14,7 @@ from torchplug.surgery.manage import freeze_base as freeze_base
 from torchplug.surgery.manage import named_plug_parameters as named_plug_parameters
 from torchplug.surgery.manage import plug_parameters as plug_parameters
 from torchplug.surgery.manage import unfreeze_base as unfreeze_base
+from torchplug.surgery.merging import merge_plugs as merge_plugs
 from torchplug.surgery.plan import Plan as Plan
 from torchplug.surgery.plan import PlannedPlug as PlannedPlug
 from torchplug.surgery.plug import plug as plug
@@ -43,6 +44,7 @@ __all__ = [
     "find_sites",
     "freeze_base",
     "load",
+    "merge_plugs",
     "named_plug_parameters",
     "plug",
     "plug_parameters",

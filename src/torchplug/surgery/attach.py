@@ -1,4 +1,4 @@
-"""Attach modules to the output of a host's module without renaming anything.
+"""Attach modules to a host's module without renaming anything: behind it, in its place, before it.
 
 The host's module changes its class to a subclass made for it, and gets one child, the holder,
 which owns the plugs. Its own parameters keep their names, ``isinstance`` still holds, and the plug
@@ -13,10 +13,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from torchplug.errors import PlugError, explain
+from torchplug.surgery.intake import Intake
 from torchplug.surgery.plan import Plan
-
-HOLDER = "torchplug"
-"""Name of the child that owns the plugs: weights are called ``<path>.torchplug.<plug>.…``."""
+from torchplug.surgery.replace import HOLDER as HOLDER
+from torchplug.surgery.replace import Replacement
 
 _OWN_FORWARD = "_torchplug_forward"
 
@@ -40,12 +41,24 @@ class Holder(nn.Module):
         """Return ``x``: the plugs run in :meth:`apply_plugs` only."""
         return x
 
-    def apply_plugs(self, x: Tensor) -> Tensor:
-        """Pass ``x`` through the plugs."""
-        if self.disabled:
-            return x
+    def take_in(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """Pass the arguments of the host's module through the plugs before it."""
         for plug in self._modules.values():
-            if plug is not None:
+            if isinstance(plug, Intake):
+                args, kwargs = plug(args, kwargs)
+        return args, kwargs
+
+    def find_replacement(self) -> Replacement | None:
+        """Return the plug in the place of the host's module, if there is one."""
+        for plug in self._modules.values():
+            if isinstance(plug, Replacement):
+                return plug
+        return None
+
+    def apply_plugs(self, x: Tensor) -> Tensor:
+        """Pass ``x`` through the plugs behind the host's module."""
+        for plug in self._modules.values():
+            if plug is not None and not isinstance(plug, (Replacement, Intake)):
                 x = plug(x)
         return x
 
@@ -73,10 +86,17 @@ class _Plugged:
         return object.__new__(cls)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        own = self.__dict__.get(_OWN_FORWARD, "forward")
-        output = getattr(super(), own)(*args, **kwargs)
-        holder = self._modules.get(HOLDER)
-        return output if holder is None else holder.apply_plugs(output)  # type: ignore[operator]
+        own = getattr(super(), self.__dict__.get(_OWN_FORWARD, "forward"))
+        holder: Any = self._modules.get(HOLDER)
+        if holder is None or holder.disabled:
+            return own(*args, **kwargs)
+        args, kwargs = holder.take_in(args, kwargs)
+        replacement = holder.find_replacement()
+        if replacement is None:
+            return holder.apply_plugs(own(*args, **kwargs))
+        old = own(*args, **kwargs) if replacement.runs_host else None
+        x = args[0] if args else next(iter(kwargs.values()))
+        return holder.apply_plugs(replacement(old, x))
 
     def __setattr__(self, name: str, value: Any) -> None:
         # A host that fuses its layers assigns another of its methods as forward: run that one,
@@ -90,6 +110,11 @@ class _Plugged:
             if is_defined:
                 self.__dict__.pop(_OWN_FORWARD, None)
                 return
+        if name in ("weight", "bias") and isinstance(self, nn.Conv2d):
+            holder: Any = self._modules.get(HOLDER)
+            replacement = holder.find_replacement() if holder is not None else None
+            if replacement is not None:
+                replacement.follow(self, name, value)
         super().__setattr__(name, value)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -147,14 +172,26 @@ def is_plugged(module: nn.Module) -> bool:
 
 
 def attach(module: nn.Module, name: str, plug: nn.Module, planned: Plan | None = None) -> None:
-    """Run ``plug`` on the output of ``module`` from now on, after the plugs it already has.
+    """Run ``plug`` with ``module`` from now on, after the plugs it already has.
 
-    ``planned`` is the plan of this one plug; without it the model cannot be saved as plugs.
+    A :class:`Replacement` stands in the module's place, an :class:`Intake` changes what the module
+    receives, any other plug changes what it returns. ``planned`` is the plan of this one plug;
+    without it the model cannot be saved as plugs.
     """
     if not is_plugged(module):
         module.add_module(HOLDER, Holder())
         module.__class__ = _plugged_class(type(module))
     holder: Any = module._modules[HOLDER]
+    if isinstance(plug, Replacement):
+        other = holder.find_replacement()
+        if other is not None:
+            text = explain(
+                "one plug stands in the place of a module",
+                f"a second one, {name!r}",
+                "take the first one out with unplug",
+            )
+            raise PlugError(text)
+        plug.take_over(module)
     holder.add_module(name, plug)
     if planned is not None:
         holder.plans[name] = planned
@@ -173,8 +210,10 @@ def reattach(module: nn.Module) -> bool:
 def detach(module: nn.Module, name: str) -> None:
     """Remove one plug; with the last one the module gets its own class back."""
     holder: Any = module._modules[HOLDER]
-    del holder._modules[name]
+    plug = holder._modules.pop(name)
     holder.plans.pop(name, None)
+    if isinstance(plug, Replacement):
+        plug.release(module)
     if not holder._modules:
         del module._modules[HOLDER]
         own = module.__dict__.pop(_OWN_FORWARD, None)

@@ -1,5 +1,6 @@
 """Build the module of one plug, with random numbers of its own."""
 
+import functools
 import hashlib
 import inspect
 from collections.abc import Callable, Mapping
@@ -12,9 +13,15 @@ from torch import nn
 from torchplug.card import Card
 from torchplug.catalog import cards, get_card
 from torchplug.errors import PlugError, UsageError, explain, nearest
+from torchplug.modules import AsymmetricConv
 from torchplug.nn import IdentityStart
+from torchplug.surgery.fitting import fit_block, fit_convolution, is_plain
+from torchplug.surgery.intake import Entrance, Intake
 from torchplug.surgery.plan import PlannedPlug
+from torchplug.surgery.replace import Beside, Blend, Instead, Replacement
+from torchplug.surgery.seeding import seed_from
 from torchplug.surgery.sites import Site
+from torchplug.surgery.skeleton import KernelSkeleton
 
 Factory = Callable[..., nn.Module]
 
@@ -115,45 +122,153 @@ def _plain(what: Any) -> str:
     return "".join(letters).strip("_").lower()
 
 
-def build_plug(recipe: Recipe, site: Site, planned: PlannedPlug, seed: int) -> nn.Module:
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """What a host has where one plug goes."""
+
+    site: Site
+    host: nn.Module
+    entry: tuple[int, ...] | None = None
+    """Shape of the map that the host's module receives."""
+
+    entrance: Entrance | None = None
+    """The maps that it receives, if the plug merges them."""
+
+
+def build_plug(recipe: Recipe, place: Place, planned: PlannedPlug, seed: int) -> nn.Module:
     """Build, check and place one plug on the device and in the type of its site's map.
 
     The module draws from a generator of its own, keyed by seed, path and name: the weights of the
     base and of other plugs do not depend on what it draws.
 
     Raises:
-        PlugError: if the module cannot be built for the site or changes the map's shape.
+        PlugError: if the module cannot be built for the place or changes the map's shape.
     """
+    ways = {"attach": _build_behind, "replace": _build_in_place, "merge": _build_before}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_derive(seed, planned.path, planned.name))
-        try:
-            module = recipe.build(site, planned)
-        except (TypeError, ValueError, IndexError, RuntimeError) as error:
-            text = f"{recipe.module} cannot be built for {site.path} (channels={site.channels}): "
-            raise PlugError(text + str(error)) from error
-        _check_shape(module, recipe, site)
-        if planned.start == "identity" and not getattr(module, "identity_at_start", False):
-            module = IdentityStart(module)
-    return module.to(device=site.device, dtype=site.dtype)
+        module = ways[planned.mode](recipe, place, planned)
+    return module.to(device=place.site.device, dtype=place.site.dtype)
 
 
-def _check_shape(module: nn.Module, recipe: Recipe, site: Site) -> None:
+def _build_behind(recipe: Recipe, place: Place, planned: PlannedPlug) -> nn.Module:
+    site = place.site
+    detail = f"channels={site.channels}"
+    module = _construct(lambda: recipe.build(site, planned), recipe, site, detail)
+    _check_shape(module, recipe, site, [site.shape])
+    if planned.start == "identity" and not getattr(module, "identity_at_start", False):
+        return IdentityStart(module)
+    return module
+
+
+def _build_in_place(recipe: Recipe, place: Place, planned: PlannedPlug) -> Replacement:
+    """A replacement, started as planned: see the classes in ``replace``."""
+    site, host = place.site, place.host
+    if place.entry is None:
+        text = explain(
+            "a module can be replaced if it receives one map",
+            f"{site.path}, which receives none by position",
+            "choose another place",
+        )
+        raise PlugError(text)
+    widths = (place.entry[1], site.channels)
+    if recipe.takes_site:
+        options: dict[str, Any] = {}
+    elif isinstance(host, nn.Conv2d) or (recipe.card and recipe.card.kind == "conv"):
+        options = fit_convolution(recipe.factory, recipe.module, host, planned.options)
+    else:
+        options = fit_block(recipe.factory, place.entry, site.shape, planned.options)
+    stays = recipe.module == "acnet" and planned.start != "paper" and is_plain(host)
+    if stays and "gammas" not in planned.options:
+        options["gammas"] = (1.0, 0.0, 0.0)
+    detail = f"in_channels={widths[0]}, out_channels={widths[1]}"
+    module = _construct(
+        lambda: recipe.factory(*([site] if recipe.takes_site else widths), **options),
+        recipe,
+        site,
+        detail,
+    )
+    _check_shape(module, recipe, site, [place.entry])
+    if stays and isinstance(module, AsymmetricConv):
+        skeleton = KernelSkeleton(module)
+        is_empty = module.horizontal.weight.is_meta
+        if module.gammas[1:] == (0, 0) if is_empty else skeleton.is_silent:
+            return Beside(skeleton)
+    return _start(module, recipe, place, planned)
+
+
+def _start(module: nn.Module, recipe: Recipe, place: Place, planned: PlannedPlug) -> Replacement:
+    if planned.start == "paper":
+        return Instead(module)
+    host = place.host
+    is_empty = any(weight.is_meta for weight in module.parameters())  # its values come from a file
+    is_seeded = is_empty or (
+        isinstance(host, nn.Conv2d) and is_plain(host) and seed_from(module, host)
+    )
+    if planned.start == "identity":
+        return Blend(module)
+    if not is_seeded:
+        text = explain(
+            "start='seeded' takes the kernel of the plain convolution that is replaced",
+            f"{recipe.module} in the place of {type(host).__name__} at {place.site.path}",
+            "pass start='identity' or start='paper'",
+        )
+        raise PlugError(text)
+    return Instead(module)
+
+
+def _build_before(recipe: Recipe, place: Place, planned: PlannedPlug) -> Intake:
+    entrance, site = place.entrance, place.site
+    if entrance is None:
+        text = explain(
+            f"{recipe.module} needs a module that receives maps of several sizes",
+            site.path,
+            "name a decoder with at=",
+        )
+        raise PlugError(text)
+    modules = []
+    for level in entrance.levels:
+        shapes = [entrance.shapes[index] for index in (level.low, *level.higher)]
+        low, *higher = [shape[1] for shape in shapes]
+        make = functools.partial(recipe.factory, low, tuple(higher), **planned.options)
+        detail = f"channels={low}, {', '.join(map(str, higher))}"
+        module = _construct(make, recipe, site, detail)
+        _check_shape(module, recipe, site, shapes)
+        modules.append(module)
+    return Intake(list(entrance.levels), modules, gated=planned.start == "identity")
+
+
+def _construct(make: Callable[[], nn.Module], recipe: Recipe, site: Site, detail: str) -> nn.Module:
+    try:
+        return make()
+    except (TypeError, ValueError, IndexError, RuntimeError) as error:
+        if isinstance(error, PlugError):
+            raise
+        text = f"{recipe.module} cannot be built for {site.path} ({detail}): {error}"
+        raise PlugError(text) from error
+
+
+def _check_shape(
+    module: nn.Module, recipe: Recipe, site: Site, shapes: list[tuple[int, ...]]
+) -> None:
+    """Run the module on random maps; in the merge of several, the first one's shape must stay."""
+    wanted = site.shape if len(shapes) == 1 else shapes[0]
     was_training = module.training
     module.eval()
     try:
         with torch.no_grad():
-            output = module(torch.randn(site.shape))
+            output = module(*(torch.randn(shape) for shape in shapes))
     except Exception as error:
-        text = f"{recipe.module} fails on the map of {site.path}, shape {site.shape}: {error}"
+        text = f"{recipe.module} fails on the map of {site.path}, shape {shapes[0]}: {error}"
         raise PlugError(text) from error
     finally:
         module.train(was_training)
     got = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
-    if got != site.shape:
+    if got != wanted:
         text = explain(
-            f"a plug at {site.path} must keep the map's shape {site.shape}",
+            f"a plug at {site.path} must keep the map's shape {wanted}",
             f"{got} from {recipe.module}",
-            "use a module that returns as many channels and the same size as it receives",
+            "use a module that returns a map of this shape from the one it receives",
         )
         raise PlugError(text)
 

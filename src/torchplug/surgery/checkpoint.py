@@ -16,6 +16,7 @@ from torchplug.surgery.plug import attach_steps, check_host, plug, unplug
 from torchplug.surgery.plugfile import PlugFile, read_plug_file, read_tensors, write_plug_file
 from torchplug.surgery.rebuild import Factories, build_empty, build_steps
 from torchplug.surgery.report import PlugReport, count_gates
+from torchplug.surgery.scene import Scene
 from torchplug.surgery.trace import Arguments, read_example, record
 from torchplug.surgery.verify import Base, Step, verify
 
@@ -198,10 +199,11 @@ def load(
     arguments = None if example is None else read_example(example, model)
     file = read_plug_file(Path(path))
     same_base = _check_base(model, file)
-    empty = build_empty(file.plan, factories or {}, model)
+    scene = None if arguments is None else Scene(model, arguments)
+    empty = build_empty(file.plan, factories or {}, model, scene)
     _check_tensors(file, empty)
     tensors = read_tensors(file)
-    steps = build_steps(file.plan, factories or {}, model)
+    steps = build_steps(file.plan, factories or {}, model, scene)
     for step in steps:
         prefix = join(step.planned.path, HOLDER, step.planned.name) + "."
         own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
@@ -272,7 +274,7 @@ def _attach(
             dataclasses.replace(step, planned=dataclasses.replace(step.planned, start="paper"))
             for step in steps
         ]
-        return verify(model, trained, arguments, expected, base)
+        return verify(model, trained, arguments, expected, base)[0].absolute
     except BaseException as error:
         unplug(model, steps=[(step.planned.path, step.planned.name) for step in steps])
         if isinstance(error, TorchplugError) or not isinstance(error, Exception):

@@ -10,7 +10,10 @@ from typing import Any, Literal, get_args
 from torchplug.errors import UsageError, explain
 from torchplug.surgery.strict_json import parse_json
 
-Start = Literal["identity", "paper"]
+Start = Literal["identity", "seeded", "paper"]
+Mode = Literal["attach", "replace", "merge"]
+"""Behind a host's module, in its place, or at the entrance of one that receives several maps."""
+
 FORMAT = 1
 
 LARGEST = 2**16
@@ -28,7 +31,7 @@ class PlannedPlug:
     """One module at one place."""
 
     path: str
-    """The module of the host whose output is plugged."""
+    """The module of the host that is plugged."""
 
     name: str
     """Name of the plug: its weights are called ``<path>.torchplug.<name>.…``."""
@@ -44,6 +47,7 @@ class PlannedPlug:
     start: Start = "identity"
     role: str = "named"
     stage: int | None = None
+    mode: Mode = "attach"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,5 +182,6 @@ _PLUG_RULES: dict[str, _Rule] = {
         "numbers, texts, booleans and lists of these by name, without device and dtype",
     ),
     "start": (lambda value: value in get_args(Start), f"one of {', '.join(get_args(Start))}"),
+    "mode": (lambda value: value in get_args(Mode), f"one of {', '.join(get_args(Mode))}"),
     "stage": (lambda value: value is None or type(value) is int, "a number or null"),
 }

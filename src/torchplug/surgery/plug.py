@@ -1,9 +1,8 @@
 """Plug modules into a model, as one transaction: all of it holds, or the model is as before."""
 
-from collections import Counter
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import nn
@@ -11,12 +10,15 @@ from torch import nn
 from torchplug.errors import PlugError, UsageError, explain, nearest
 from torchplug.surgery.attach import attach, detach, find_plugs
 from torchplug.surgery.build import Recipe, build_plug, read_recipe
+from torchplug.surgery.choose import choose_sites, find_misfit, mode_of
 from torchplug.surgery.memory import forget, remember
-from torchplug.surgery.plan import Plan, PlannedPlug, Start
+from torchplug.surgery.plan import Mode, Plan, PlannedPlug, Start
+from torchplug.surgery.replace import Replacement, find_resting
 from torchplug.surgery.report import PlugReport, count_gates
-from torchplug.surgery.select import At, select_sites
-from torchplug.surgery.sites import NAMED, ROLES, Site, Sites, sites_in
-from torchplug.surgery.trace import read_example, record
+from torchplug.surgery.scene import Scene
+from torchplug.surgery.select import At
+from torchplug.surgery.sites import Site
+from torchplug.surgery.trace import read_example
 from torchplug.surgery.verify import Base, Step, verify
 
 
@@ -31,6 +33,7 @@ def plug(
     every: int | None = None,
     seed: int = 0,
     name: str | None = None,
+    mode: Mode | None = None,
     **options: Any,
 ) -> PlugReport:
     """Put modules into ``model``, in place, without renaming or changing any of its weights.
@@ -51,11 +54,18 @@ def plug(
         example: the shape of a small batch, a tensor, or the arguments of the forward.
         start: ``"identity"`` makes the plugged model compute what the base computed, by a
             learned gate of zero where the module itself does not start so; ``"paper"`` leaves
-            the module as its authors start it.
+            the module as its authors start it. In the place of a convolution, ``"identity"`` keeps
+            the old one running too (ACNet's square kernel is the old one, the others blend:
+            ``old + gain * (new - old)``), ``"paper"`` puts it to rest, and ``"seeded"`` as well,
+            with a module that starts from the old kernel as nearly as it can; the report tells
+            how far the output moved.
         stages: keep only the sites in these stages, counted from 1 after the stem.
         every: keep every n-th site of each stage: ``2`` keeps the second, fourth, …
         seed: of the modules' own initial weights; the global generator is not touched.
         name: of the plug, in weight names and for :func:`unplug`; the key if not given.
+        mode: how the plug meets its place: ``"attach"`` behind the host's module, ``"replace"`` in
+            its place, ``"merge"`` at the entrance of a module that receives maps of several sizes.
+            The card of a module says it; give it for a convolution of your own.
         **options: the module's own options, such as ``reduction=8``.
 
     Returns:
@@ -63,7 +73,8 @@ def plug(
 
     Raises:
         UsageError: if ``what`` or an option is unknown, or ``example`` cannot be read.
-        PlugError: if nothing matches, a module does not fit, or the proof fails.
+        PlugError: if nothing matches, a module does not fit, or the proof fails. At the place of
+            its own paper, what a replacement does not fit is skipped and reported.
 
     >>> import torchplug as tp
     >>> from torchplug.hosts import build_model
@@ -73,23 +84,32 @@ def plug(
     (0.0, 'layer1.bn2')
     """
     check_host(model)
-    arguments = read_example(example, model)
-    trace = record(model, arguments)
-    sites = sites_in(model, trace)
+    scene = Scene(model, read_example(example, model))
     if isinstance(what, Plan):
-        _check_nothing_else(at=at, stages=stages, every=every, name=name, **options)
-        plan = what
-        recipes = [read_recipe(p.module, p.name, p.options) for p in plan.plugs]
-    else:
-        recipe = read_recipe(what, name, options)
-        chosen = _choose(model, sites, recipe, at, stages, every)
-        plan = _make_plan(model, recipe, chosen, options, start, seed)
-        recipes = [recipe] * len(chosen)
-    steps = _build(model, plan, recipes, sites)
+        _check_nothing_else(at=at, stages=stages, every=every, name=name, mode=mode, **options)
+        recipes = [read_recipe(p.module, p.name, p.options) for p in what.plugs]
+        return _attach(what, _build(what, recipes, scene), scene)
+    recipe = read_recipe(what, name, options)
+    how = mode_of(recipe) if mode is None else mode
+    _check_words(start, how)
+    chosen = choose_sites(scene, recipe, how, at, stages, every)
+    plan = _make_plan(model, recipe, chosen, options, start, seed, how)
+    if at is not None or how != "replace":
+        return _attach(plan, _build(plan, [recipe] * len(chosen), scene), scene)
+    steps, skipped = _build_fitting(plan, recipe, chosen, scene)
+    plan = dataclasses.replace(plan, plugs=tuple(step.planned for step in steps))
+    return _attach(plan, steps, scene, skipped)
+
+
+def _attach(
+    plan: Plan, steps: list[Step], scene: Scene, skipped: Sequence[tuple[str, str]] = ()
+) -> PlugReport:
+    """Attach all modules and prove the result, or leave the model as it was."""
+    model = scene.model
     base = Base(model)
     try:
         attach_steps(model, steps, plan)
-        difference = verify(model, steps, arguments, trace.output, base)
+        change, flops = verify(model, steps, scene.arguments, scene.trace.output, base)
     except BaseException:
         unplug(model, steps=[(step.planned.path, step.planned.name) for step in steps])
         raise
@@ -103,8 +123,22 @@ def plug(
         base_parameters=base.parameters,
         module_parameters=added - gates,
         gate_parameters=gates,
-        max_difference=difference,
+        max_difference=change.absolute,
+        max_relative_difference=change.relative,
+        flops=(scene.flops, flops),
+        idle_parameters=_count_idle(model, steps),
+        skipped=tuple(skipped),
     )
+
+
+def _count_idle(model: nn.Module, steps: Sequence[Step]) -> int:
+    """Count the parameters of the base that a replacement has put to rest."""
+    hosts = [
+        model.get_submodule(step.planned.path)
+        for step in steps
+        if isinstance(step.module, Replacement) and not step.module.runs_host
+    ]
+    return sum(p.numel() for host in hosts for p in find_resting(host).values())
 
 
 def unplug(
@@ -150,7 +184,7 @@ def unplug(
 def attach_steps(model: nn.Module, steps: Sequence[Step], plan: Plan) -> None:
     """Attach every built plug, each with its own part of the plan."""
     for step in steps:
-        own = replace(plan, plugs=(step.planned,))
+        own = dataclasses.replace(plan, plugs=(step.planned,))
         attach(model.get_submodule(step.planned.path), step.planned.name, step.module, own)
 
 
@@ -183,60 +217,14 @@ def _check_nothing_else(**given: Any) -> None:
         raise UsageError(text)
 
 
-def _choose(
-    model: nn.Module,
-    sites: Sites,
-    recipe: Recipe,
-    at: At | None,
-    stages: Sequence[int] | None,
-    every: int | None,
-) -> list[Site]:
-    """Return the sites that the call asks for; the paper's place where it asks for none."""
-    if at is None:
-        if recipe.card is None:
-            text = explain(
-                "a module of your own has no paper that says where it goes",
-                f"{recipe.module} and at=None",
-                "pass at=, a role or a path",
-            )
-            raise UsageError(text)
-        place = recipe.card.place
-        if place.role not in ROLES:
-            text = explain(
-                f"plug finds these roles by itself: {', '.join(ROLES)}",
-                f"{recipe.module}, whose paper puts it at {place.role!r} ({place.note})",
-                f"name the places with at=, or build torchplug.{recipe.card.factory.__name__}",
-            )
-            raise PlugError(text)
-        at = place.role
-        stages = place.stages if stages is None else stages
-        every = place.every if every is None else every
-    candidates = select_sites(model, sites, at)
-    chosen = [site for site in candidates if stages is None or site.stage in stages]
-    chosen = _thin_out(chosen, every or 1)
-    if not chosen:
-        counts = Counter(site.stage for site in candidates)
-        found = ", ".join(f"{count} in stage {stage}" for stage, count in counts.items())
-        text = explain(
-            f"{at!r} must match a site after stages and every are applied",
-            f"stages={stages}, every={every}, and sites: {found}",
-            "widen stages or every, or name places with at=",
-        )
-        raise PlugError(text)
-    return chosen
-
-
-def _thin_out(sites: list[Site], every: int) -> list[Site]:
-    """Keep every n-th site of each stage."""
-    if every < 1:
-        raise UsageError(explain("every counts from 1", f"every={every}", "pass 1 for all sites"))
-    position: Counter[int | None] = Counter()
-    kept = []
-    for site in sites:
-        position[site.stage] += 1
-        if position[site.stage] % every == 0:
-            kept.append(site)
-    return kept
+def _check_words(start: str, mode: str) -> None:
+    if mode not in get_args(Mode):
+        fix = "choose 'attach', 'replace' or 'merge', or leave it to the module's card"
+        raise UsageError(explain("mode is one of three words", repr(mode), fix))
+    starts = ("identity", "seeded", "paper") if mode == "replace" else ("identity", "paper")
+    if start not in starts:
+        fix = f"choose {' or '.join(map(repr, starts))}"
+        raise UsageError(explain(f"start is one of {len(starts)} words", repr(start), fix))
 
 
 def _make_plan(
@@ -246,13 +234,11 @@ def _make_plan(
     options: Mapping[str, Any],
     start: Start,
     seed: int,
+    mode: Mode,
 ) -> Plan:
-    if start not in {"identity", "paper"}:
-        fix = "choose 'identity' or 'paper'"
-        raise UsageError(explain("start is one of two words", repr(start), fix))
     plugs = tuple(
         PlannedPlug(
-            path=site.anchor,
+            path=site.anchor if mode == "attach" else site.path,
             name=recipe.name,
             module=recipe.module,
             shape=site.shape,
@@ -261,60 +247,39 @@ def _make_plan(
             start=start,
             role=site.role,
             stage=site.stage,
+            mode=mode,
         )
         for site in chosen
     )
     return Plan(host=type(model).__name__, plugs=plugs, seed=seed)
 
 
-def _build(model: nn.Module, plan: Plan, recipes: list[Recipe], sites: Sites) -> list[Step]:
+def _build(plan: Plan, recipes: Sequence[Recipe], scene: Scene) -> list[Step]:
     """Build every module before anything is attached."""
-    taken = {(path, name) for path, name, _ in find_plugs(model)}
     steps = []
     for planned, recipe in zip(plan.plugs, recipes, strict=True):
-        site = _find_site(planned, sites, plan)
-        _check_site(site, planned, taken)
-        taken.add((planned.path, planned.name))
-        steps.append(Step(planned, site, build_plug(recipe, site, planned, plan.seed)))
+        place = scene.find_place(planned, plan)
+        scene.take(planned)
+        steps.append(Step(planned, place.site, build_plug(recipe, place, planned, plan.seed)))
     return steps
 
 
-def _find_site(planned: PlannedPlug, sites: Sites, plan: Plan) -> Site:
-    """Return the site that a plan means, if this model has it."""
-    candidates = [sites.outputs[planned.path]] if planned.path in sites.outputs else []
-    if planned.role != NAMED:
-        candidates = [s for s in sites.with_role(planned.role) if s.anchor == planned.path]
-    for site in candidates:
-        if site.channels == planned.channels:
-            return site
-    kind = "map" if planned.role == NAMED else planned.role
-    text = explain(
-        f"the plan needs a {kind} of {planned.channels} channels at {planned.path}",
-        f"{candidates[0].channels} channels" if candidates else "a model without one there",
-        f"use it on a {plan.host} like the one it was made for, or make a new plan",
-    )
-    raise PlugError(text)
-
-
-def _check_site(site: Site, planned: PlannedPlug, taken: set[tuple[str, str]]) -> None:
-    if site.layout != "NCHW":
-        text = explain(
-            "a plug works on maps (N, C, H, W)",
-            f"{site.path}, whose map is {site.layout}",
-            "choose a place where the channels come second",
-        )
-        raise PlugError(text)
-    if site.runs != 1:
-        text = explain(
-            "a plugged module must run once in a forward",
-            f"{site.path}, which runs {site.runs} times",
-            "choose the module around it, such as its block",
-        )
-        raise PlugError(text)
-    if (planned.path, planned.name) in taken:
-        text = explain(
-            "each plug at one place needs a name of its own",
-            f"a second {planned.name!r} at {planned.path}",
-            "pass name=, or take the first one out with unplug",
-        )
-        raise PlugError(text)
+def _build_fitting(
+    plan: Plan, recipe: Recipe, chosen: Sequence[Site], scene: Scene
+) -> tuple[list[Step], list[tuple[str, str]]]:
+    """Build the modules that fit at their paper's place; say which do not and why."""
+    steps: list[Step] = []
+    skipped = []
+    first: PlugError | None = None
+    for planned, site in zip(plan.plugs, chosen, strict=True):
+        try:
+            misfit = find_misfit(recipe, site, scene)
+            if misfit:
+                raise PlugError(misfit)  # noqa: TRY301 - told like any other misfit
+            steps += _build(dataclasses.replace(plan, plugs=(planned,)), [recipe], scene)
+        except PlugError as error:
+            first = first or error
+            skipped.append((planned.path, str(error)))
+    if first is not None and not steps:
+        raise first
+    return steps, skipped

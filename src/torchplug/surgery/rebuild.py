@@ -4,18 +4,21 @@ The plan is a stranger's: what the catalogue makes is first built without memory
 its tensors can be compared with those of the file, and only then with memory.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from torchplug.catalog import cards
 from torchplug.errors import PlugError, UsageError, explain, nearest
 from torchplug.surgery.attach import HOLDER
-from torchplug.surgery.build import Recipe, build_plug, read_recipe
+from torchplug.surgery.build import Place, Recipe, build_plug, read_recipe
 from torchplug.surgery.fingerprint import join
 from torchplug.surgery.plan import Plan, PlannedPlug
+from torchplug.surgery.scene import Scene
 from torchplug.surgery.sites import Site
 from torchplug.surgery.verify import Step
 
@@ -24,7 +27,9 @@ Factories = Mapping[str, Callable[..., nn.Module]]
 _LARGEST_TEST_MAP = 32
 
 
-def build_empty(plan: Plan, factories: Factories, model: nn.Module) -> dict[str, Tensor]:
+def build_empty(
+    plan: Plan, factories: Factories, model: nn.Module, scene: Scene | None = None
+) -> dict[str, Tensor]:
     """Return the tensors that the plugs of a plan have, by their names in ``model``.
 
     Raises:
@@ -33,15 +38,22 @@ def build_empty(plan: Plan, factories: Factories, model: nn.Module) -> dict[str,
     """
     return {
         join(step.planned.path, HOLDER, step.planned.name, name): tensor
-        for step in build_steps(plan, factories, model, is_empty=True)
+        for step in build_steps(plan, factories, model, scene, is_empty=True)
         for name, tensor in step.module.state_dict().items()
     }
 
 
 def build_steps(
-    plan: Plan, factories: Factories, model: nn.Module, *, is_empty: bool = False
+    plan: Plan,
+    factories: Factories,
+    model: nn.Module,
+    scene: Scene | None = None,
+    *,
+    is_empty: bool = False,
 ) -> list[Step]:
     """Build every module of a plan, on the device and in the type of its place in ``model``.
+
+    ``scene`` is a run of the model, for plugs whose place only a run shows.
 
     ``is_empty`` builds what the catalogue makes without memory. A factory of the caller's own may
     need real numbers while it builds, so it gets them always.
@@ -54,10 +66,10 @@ def build_steps(
     for planned in plan.plugs:
         recipe = _find_recipe(planned, factories)
         device = "meta" if is_empty and recipe.card is not None else None
-        site = _make_site(planned, recipe, model, device)
+        place = _make_place(planned, recipe, model, device, scene, plan)
         try:
             with torch.device(device or "cpu"):
-                module = build_plug(recipe, site, planned, plan.seed)
+                module = build_plug(recipe, place, planned, plan.seed)
         except Exception as error:
             text = explain(
                 f"the plan's {planned.module} at {planned.path} must be buildable",
@@ -65,7 +77,7 @@ def build_steps(
                 "save the file again with the version of torchplug that reads it",
             )
             raise PlugError(text) from error
-        steps.append(Step(planned, site, module))
+        steps.append(Step(planned, place.site, module))
     return steps
 
 
@@ -83,6 +95,54 @@ def _find_recipe(planned: PlannedPlug, factories: Factories) -> Recipe:
         )
         raise UsageError(text)
     return read_recipe(what or planned.module, planned.name, planned.options)
+
+
+def _make_place(
+    planned: PlannedPlug,
+    recipe: Recipe,
+    model: nn.Module,
+    device: str | None,
+    scene: Scene | None,
+    plan: Plan,
+) -> Place:
+    """What the model has at a planned place: from its layers where these tell, else from a run."""
+    host = model.get_submodule(planned.path)
+    site = _make_site(planned, recipe, model, device)
+    if planned.mode == "attach":
+        return Place(site=site, host=host)
+    if planned.mode == "replace" and isinstance(host, nn.Conv2d):
+        entry, shape = _pass_through(host)
+        size = (shape[2], shape[3])
+        site = dataclasses.replace(site, shape=shape, channels=shape[1], size=size)
+        return Place(site=site, host=host, entry=entry)
+    if scene is None:
+        text = explain(
+            "a plug in the place of a block or at the entrance of a decoder needs a run of the "
+            "model to be loaded",
+            f"{planned.module} at {planned.path} and no example",
+            "pass example=, such as the shape of a small batch",
+        )
+        raise UsageError(text)
+    place = scene.find_place(planned, plan)
+    return dataclasses.replace(place, site=dataclasses.replace(place.site, device=site.device))
+
+
+def _pass_through(conv: nn.Conv2d) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the shape of a small map that a convolution takes, and of what it gives."""
+    reach = [d * (k - 1) + 1 for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
+    side = max(*reach, _LARGEST_TEST_MAP)
+    entry = (1, conv.in_channels, side, side)
+    weight = torch.empty_like(conv.weight, device="meta")
+    padding = conv.padding if isinstance(conv.padding, str) else tuple(conv.padding)
+    y = F.conv2d(
+        torch.empty(entry, device="meta", dtype=weight.dtype),
+        weight,
+        stride=conv.stride,
+        padding=padding,
+        dilation=conv.dilation,
+        groups=conv.groups,
+    )
+    return entry, tuple(y.shape)
 
 
 def _make_site(planned: PlannedPlug, recipe: Recipe, model: nn.Module, device: str | None) -> Site:

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from torch import nn
 
 from torchplug.nn import IdentityStart
+from torchplug.surgery.intake import Intake
 from torchplug.surgery.plan import Plan
+from torchplug.surgery.replace import Blend
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +28,18 @@ class PlugReport:
     max_difference: float
     """Largest absolute difference of the output on the example, plugged against base."""
 
+    max_relative_difference: float = 0.0
+    """The same over the largest absolute value of the base's output."""
+
+    flops: tuple[int, int] = (0, 0)
+    """Floating-point operations of one forward on the example, before and after."""
+
+    idle_parameters: int = 0
+    """Base parameters that are kept and do not run: those of replaced modules."""
+
+    skipped: tuple[tuple[str, str], ...] = ()
+    """Places of the module's own paper that it does not fit, each with the reason."""
+
     @property
     def parameters(self) -> int:
         """Parameters of base, modules and gates together."""
@@ -37,19 +51,42 @@ class PlugReport:
         return tuple(plug.path for plug in self.plan.plugs)
 
     def __str__(self) -> str:
-        added = self.module_parameters / max(self.base_parameters, 1)
         names = sorted({plug.module for plug in self.plan.plugs})
-        same = "identical to the base" if self.max_difference == 0 else "changed"
         lines = [
             f"plugged {', '.join(names)} into {self.plan.host} at {len(self.paths)} places",
             f"  base tensors kept  {self.base_tensors}/{self.base_tensors}",
-            f"  parameters         {self.base_parameters:,} + {self.module_parameters:,} in modules"
-            f" (+{added:.1%})"
-            + (f" + {self.gate_parameters:,} in start gates" if self.gate_parameters else ""),
-            f"  output at start    {same} (largest difference {self.max_difference:.3g})",
+            f"  parameters         {self._describe_parameters()}",
+            f"  FLOPs on example   {self._describe_flops()}",
+            f"  output at start    {self._describe_change()}",
             f"  places             {_shorten(self.paths)}",
         ]
+        if self.skipped:
+            paths = tuple(path for path, _ in self.skipped)
+            lines.append(f"  skipped            {len(paths)}: {_shorten(paths)}")
+            reasons = dict.fromkeys(reason for _, reason in self.skipped)
+            lines += [f"    because          {reason}" for reason in reasons]
         return "\n".join(lines)
+
+    def _describe_parameters(self) -> str:
+        added = self.module_parameters / max(self.base_parameters, 1)
+        text = f"{self.base_parameters:,} + {self.module_parameters:,} in modules (+{added:.1%})"
+        if self.gate_parameters:
+            text += f" + {self.gate_parameters:,} in start gates"
+        if self.idle_parameters:
+            text += f"; {self.idle_parameters:,} of the base kept at rest"
+        return text
+
+    def _describe_flops(self) -> str:
+        before, after = self.flops
+        change = f" ({after / before - 1:+.1%})" if before else ""
+        return f"{before:,} before, {after:,} after{change}"
+
+    def _describe_change(self) -> str:
+        same = "identical to the base" if self.max_difference == 0 else "changed"
+        text = f"largest difference {self.max_difference:.3g}"
+        if self.max_difference:
+            text += f", {self.max_relative_difference:.1%} of the largest value"
+        return f"{same} ({text})"
 
 
 def _shorten(paths: tuple[str, ...], most: int = 6) -> str:
@@ -60,4 +97,5 @@ def _shorten(paths: tuple[str, ...], most: int = 6) -> str:
 
 def count_gates(plugs: list[nn.Module]) -> int:
     """Count the parameters that the identity start added."""
-    return sum(plug.gain.numel() for plug in plugs if isinstance(plug, IdentityStart))
+    gains = [plug.gain for plug in plugs if isinstance(plug, (IdentityStart, Blend, Intake))]
+    return sum(gain.numel() for gain in gains if gain is not None)

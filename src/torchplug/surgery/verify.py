@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from torchplug.errors import PlugError, explain
 from torchplug.surgery.attach import HOLDER
+from torchplug.surgery.measure import Change, counting_flops, measure_change
 from torchplug.surgery.plan import PlannedPlug
 from torchplug.surgery.sites import Site
 from torchplug.surgery.trace import Arguments, evaluating, record, tensors_in
@@ -32,14 +33,15 @@ class Base:
 
 def verify(
     model: nn.Module, steps: list[Step], arguments: Arguments, expected: Any, base: Base
-) -> float:
-    """Check base tensors, runs, output and backward; return the largest output difference.
+) -> tuple[Change, int]:
+    """Check base tensors, runs, output and backward; return the change and the cost of a forward.
 
     Raises:
         PlugError: naming the first check that failed.
     """
     _check_base(model, base)
-    trace = record(model, arguments)
+    with counting_flops() as counter:
+        trace = record(model, arguments)
     for step in steps:
         path = f"{step.planned.path}.{HOLDER}.{step.planned.name}"
         if trace.runs[path] != 1:
@@ -49,17 +51,17 @@ def verify(
                 "choose another place: the host does not call this module in the usual way",
             )
             raise PlugError(text)
-    difference = _largest_difference(trace.output, expected)
+    change = measure_change(trace.output, expected)
     starts = {step.planned.start for step in steps}
-    if starts == {"identity"} and difference != 0:
+    if starts == {"identity"} and change.absolute != 0:
         text = explain(
             "with an identity start the output must equal the base's bit for bit",
-            f"a difference of {difference:.3g}",
+            f"a difference of {change.absolute:.3g}",
             "the host may be random in evaluation mode; start='paper' skips this proof",
         )
         raise PlugError(text)
     _check_backward(model, steps, arguments)
-    return difference
+    return change, int(counter.get_total_flops())
 
 
 def _check_base(model: nn.Module, base: Base) -> None:
@@ -67,20 +69,6 @@ def _check_base(model: nn.Module, base: Base) -> None:
     for name, tensor in base.state.items():
         if state.get(name) is not tensor:
             raise PlugError(f"the base tensor {name} was renamed or replaced by plugging")
-
-
-def _largest_difference(output: Any, expected: Any) -> float:
-    """Largest absolute difference between two outputs; infinite where their forms differ."""
-    pairs = list(zip(tensors_in(output), tensors_in(expected), strict=False))
-    if len(tensors_in(output)) != len(tensors_in(expected)):
-        return float("inf")
-    worst = 0.0
-    for got, wanted in pairs:
-        if got.shape != wanted.shape:
-            return float("inf")
-        if not torch.allclose(got, wanted, rtol=0, atol=0, equal_nan=True):
-            worst = max(worst, float((got.double() - wanted.double()).abs().max()))
-    return worst
 
 
 def _check_backward(model: nn.Module, steps: list[Step], arguments: Arguments) -> None:

@@ -1,0 +1,131 @@
+"""Choose the places for a call of plug: those the user asks for, or the paper's own."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from torchplug.errors import PlugError, UsageError, explain
+from torchplug.surgery.build import Recipe
+from torchplug.surgery.plan import Mode
+from torchplug.surgery.scene import MERGE, Scene
+from torchplug.surgery.select import At, select_sites
+from torchplug.surgery.sites import ROLES, Site
+
+_MODES: dict[str, Mode] = {"conv": "replace", "block": "replace", "merge": "merge"}
+
+
+def mode_of(recipe: Recipe) -> Mode:
+    """Return how a module meets its place, by the kind on its card."""
+    return "attach" if recipe.card is None else _MODES.get(recipe.card.kind, "attach")
+
+
+def choose_sites(
+    scene: Scene,
+    recipe: Recipe,
+    mode: Mode,
+    at: At | None,
+    stages: Sequence[int] | None,
+    every: int | None,
+) -> list[Site]:
+    """Return the sites that a call asks for; the paper's place where it asks for none.
+
+    Raises:
+        UsageError: if a module without a paper has no place, or ``every`` is below 1.
+        PlugError: if nothing matches.
+    """
+    if at is None:
+        at = _find_own_place(recipe, mode)
+        if recipe.card is not None:
+            stages = recipe.card.place.stages if stages is None else stages
+            every = recipe.card.place.every if every is None else every
+    if mode == "merge":
+        candidates = _select_entrances(scene, recipe, at)
+    else:
+        candidates = select_sites(scene.model, scene.sites, at)
+    chosen = [site for site in candidates if stages is None or site.stage in stages]
+    chosen = _thin_out(chosen, every or 1)
+    if not chosen:
+        counts = Counter(site.stage for site in candidates)
+        found = ", ".join(f"{count} in stage {stage}" for stage, count in counts.items())
+        text = explain(
+            f"{at!r} must match a site after stages and every are applied",
+            f"stages={stages}, every={every}, and sites: {found}",
+            "widen stages or every, or name places with at=",
+        )
+        raise PlugError(text)
+    return chosen
+
+
+def _find_own_place(recipe: Recipe, mode: Mode) -> At:
+    if recipe.card is None:
+        text = explain(
+            "a module of your own has no paper that says where it goes",
+            f"{recipe.module} and at=None",
+            "pass at=, a role or a path",
+        )
+        raise UsageError(text)
+    place = recipe.card.place
+    if place.role in ROLES or mode == "merge":
+        return place.role
+    if place.role == "conv3x3" and mode == "replace":
+        return is_conv3x3
+    text = explain(
+        f"plug finds these roles by itself: {', '.join(ROLES)}",
+        f"{recipe.module}, whose paper puts it at {place.role!r} ({place.note})",
+        f"name the places with at=, or build torchplug.{recipe.card.factory.__name__}",
+    )
+    raise PlugError(text)
+
+
+def is_conv3x3(path: str, module: nn.Module) -> bool:  # noqa: ARG001 - a predicate of plug
+    """Whether a module is a 3x3 convolution.
+
+    >>> is_conv3x3("", nn.Conv2d(3, 8, 3)), is_conv3x3("", nn.Conv2d(3, 8, 1))
+    (True, False)
+    """
+    return isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3)
+
+
+def _select_entrances(scene: Scene, recipe: Recipe, at: Any) -> list[Site]:
+    """The modules that receive maps of several sizes; by itself the first, such as the decoder."""
+    sites = scene.entrance_sites
+    names = dict(scene.model.named_modules())
+    is_named = isinstance(at, str) and at in names and at not in sites.outputs
+    if is_named or not sites.outputs:
+        found = ", ".join(sites.outputs) or "none: this model has no decoder module"
+        text = explain(
+            f"{recipe.module} refines the maps that one module receives together, of several sizes",
+            repr(at) if is_named else type(scene.model).__name__,
+            f"name one of these with at=: {found}",
+        )
+        raise PlugError(text)
+    if at == MERGE:
+        return list(sites.outputs.values())[:1]
+    return select_sites(scene.model, sites, at)
+
+
+def find_misfit(recipe: Recipe, site: Site, scene: Scene) -> str:
+    """Say why the module's own paper leaves out a site that has the right role, or nothing."""
+    host = scene.model.get_submodule(site.path)
+    if not isinstance(host, nn.Conv2d):
+        return ""
+    if recipe.module == "mixconv" and (host.groups == 1 or host.groups != host.in_channels):
+        return "the paper of mixconv replaces depthwise convolutions; name others with at="
+    if recipe.module == "dwconv" and site.path == scene.first_convolution:
+        return "the paper of dwconv keeps the first convolution; name it with at="
+    return ""
+
+
+def _thin_out(sites: list[Site], every: int) -> list[Site]:
+    """Keep every n-th site of each stage."""
+    if every < 1:
+        raise UsageError(explain("every counts from 1", f"every={every}", "pass 1 for all sites"))
+    position: Counter[int | None] = Counter()
+    kept = []
+    for site in sites:
+        position[site.stage] += 1
+        if position[site.stage] % every == 0:
+            kept.append(site)
+    return kept

@@ -1,0 +1,144 @@
+"""A host as one run on the example showed it, and what it has where a plug goes."""
+
+import dataclasses
+from functools import cached_property
+
+from torch import nn
+
+from torchplug.errors import PlugError, explain
+from torchplug.surgery.attach import find_plugs
+from torchplug.surgery.build import Place
+from torchplug.surgery.intake import Entrance, drop_unused, find_entrances
+from torchplug.surgery.measure import counting_flops
+from torchplug.surgery.plan import Mode, Plan, PlannedPlug
+from torchplug.surgery.sites import NAMED, Site, Sites, sites_in
+from torchplug.surgery.trace import Arguments, Call, record
+
+MERGE = "merge"
+"""The role of a module that receives maps of several sizes."""
+
+
+class Scene:
+    """A host, the record of one forward, and its sites.
+
+    Args:
+        model: the host; it is not changed.
+        arguments: of its forward.
+    """
+
+    def __init__(self, model: nn.Module, arguments: Arguments) -> None:
+        self.model, self.arguments = model, arguments
+        with counting_flops() as counter:
+            self.trace = record(model, arguments)
+        self.flops = int(counter.get_total_flops())
+        self.sites = sites_in(model, self.trace)
+        self._taken = {(path, name) for path, name, _ in find_plugs(model)}
+
+    @cached_property
+    def entrances(self) -> dict[str, Entrance]:
+        """Every module that receives maps of several sizes, in order of execution."""
+        return find_entrances(self.model, self.arguments)
+
+    @cached_property
+    def entrance_sites(self) -> Sites:
+        """The same modules as sites, chosen by name."""
+        return Sites((), {path: _describe(entrance) for path, entrance in self.entrances.items()})
+
+    def sites_for(self, mode: Mode) -> Sites:
+        """Return the sites among which a plug of this mode chooses."""
+        return self.entrance_sites if mode == "merge" else self.sites
+
+    @cached_property
+    def first_convolution(self) -> str | None:
+        """Path of the convolution that runs first."""
+        calls = (value.calls for value in self.trace.maps if value.op == "conv2d")
+        return next((stack[-1].path for stack in calls if stack), None)
+
+    def find_place(self, planned: PlannedPlug, plan: Plan) -> Place:
+        """Return what the host has where a plug is planned.
+
+        Raises:
+            PlugError: if this model has no such place, or no plug can go there.
+        """
+        site = self._find_site(planned, plan)
+        _check_site(site, planned, self._taken)
+        host = self.model.get_submodule(planned.path)
+        if planned.mode == "merge":
+            entrance = self.entrances[planned.path]
+            used = drop_unused(self.model, self.arguments, entrance)
+            return Place(site=site, host=host, entrance=dataclasses.replace(entrance, levels=used))
+        entry = self.trace.entries.get(Call(planned.path, 1))
+        shape = entry.shape if entry is not None and entry.is_map else None
+        return Place(site=site, host=host, entry=shape)
+
+    def take(self, planned: PlannedPlug) -> None:
+        """Note that a plug will be at this place under this name."""
+        self._taken.add((planned.path, planned.name))
+
+    def _find_site(self, planned: PlannedPlug, plan: Plan) -> Site:
+        """Return the site that a plan means, if this model has it."""
+        sites = self.sites_for(planned.mode)
+        candidates = [sites.outputs[planned.path]] if planned.path in sites.outputs else []
+        if planned.role not in {NAMED, MERGE}:
+            candidates = [
+                site
+                for site in sites.with_role(planned.role)
+                if planned.path == (site.path if planned.mode == "replace" else site.anchor)
+            ]
+        for site in candidates:
+            if site.channels == planned.channels:
+                return site
+        kind = "map" if planned.role == NAMED else planned.role
+        text = explain(
+            f"the plan needs a {kind} of {planned.channels} channels at {planned.path}",
+            f"{candidates[0].channels} channels" if candidates else "a model without one there",
+            f"use it on a {plan.host} like the one it was made for, or make a new plan",
+        )
+        raise PlugError(text)
+
+
+def _describe(entrance: Entrance) -> Site:
+    """The finest map that a module receives, as a site."""
+    shape = max((entrance.shapes[level.low] for level in entrance.levels), key=_area)
+    return Site(
+        role=MERGE,
+        path=entrance.path,
+        anchor=entrance.path,
+        stage=None,
+        shape=shape,
+        channels=shape[1],
+        size=(shape[2], shape[3]),
+        stride=1,
+        runs=entrance.runs,
+        layout="NCHW",
+        device=entrance.device,
+        dtype=entrance.dtype,
+    )
+
+
+def _area(shape: tuple[int, ...]) -> int:
+    return shape[2] * shape[3]
+
+
+def _check_site(site: Site, planned: PlannedPlug, taken: set[tuple[str, str]]) -> None:
+    if site.layout != "NCHW":
+        text = explain(
+            "a plug works on maps (N, C, H, W)",
+            f"{site.path}, whose map is {site.layout}",
+            "choose a place where the channels come second",
+        )
+        raise PlugError(text)
+    if site.runs != 1:
+        text = explain(
+            "a plugged module must run once in a forward",
+            f"{site.path}, which runs {site.runs} times",
+            "choose the module around it, such as its block",
+        )
+        raise PlugError(text)
+    if (planned.path, planned.name) in taken:
+        text = explain(
+            "each plug at one place needs a name of its own",
+            f"a second {planned.name!r} at {planned.path}",
+            "pass name=, or take the first one out with unplug",
+        )
+        raise PlugError(text)
