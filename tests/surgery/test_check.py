@@ -249,7 +249,9 @@ def test_copies_and_wrappers_remember_what_was_plugged(
     model = clone(plugged)
     assert tp.check(model, EXAMPLE).ok
     freeze_norms(model)
-    assert kinds(tp.check(model, EXAMPLE)) == [("lost", 8)]
+    (problem,) = tp.check(model, EXAMPLE).problems
+    assert (problem.kind, len(problem.paths)) == ("lost", 8)
+    assert problem.paths[0] == "layer1.0.bn2"  # as seen from the model, not from a wrapper
 
 
 def test_the_memory_adds_no_key_and_ends_with_the_plugs(plugged: nn.Module) -> None:
