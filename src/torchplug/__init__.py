@@ -22,7 +22,9 @@ from torchplug.surgery import apply_plan as apply_plan
 from torchplug.surgery import find_plugs as find_plugs
 from torchplug.surgery import find_sites as sites  # noqa: F401 - its public name
 from torchplug.surgery import load as load
+from torchplug.surgery import load_from_hub as load_from_hub
 from torchplug.surgery import plug as plug
+from torchplug.surgery import push_to_hub as push_to_hub
 from torchplug.surgery import save as save
 from torchplug.surgery import unplug as unplug
 

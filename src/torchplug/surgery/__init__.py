@@ -5,6 +5,8 @@ from torchplug.surgery.checkpoint import LoadReport as LoadReport
 from torchplug.surgery.checkpoint import apply_plan as apply_plan
 from torchplug.surgery.checkpoint import load as load
 from torchplug.surgery.checkpoint import save as save
+from torchplug.surgery.hub import load_from_hub as load_from_hub
+from torchplug.surgery.hub import push_to_hub as push_to_hub
 from torchplug.surgery.plan import Plan as Plan
 from torchplug.surgery.plan import PlannedPlug as PlannedPlug
 from torchplug.surgery.plug import plug as plug
@@ -25,7 +27,9 @@ __all__ = [
     "find_plugs",
     "find_sites",
     "load",
+    "load_from_hub",
     "plug",
+    "push_to_hub",
     "save",
     "unplug",
 ]
