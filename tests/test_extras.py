@@ -10,6 +10,16 @@ CASES = {
     "scipy": ("import torchplug; torchplug.compare", "torchplug[compare]"),
     "filelock": ("import torchplug.comparison", "torchplug[compare]"),
     "matplotlib": ("import torchplug.reporting", "torchplug[report]"),
+    "safetensors": (
+        "import torchplug as tp; from torchplug.hosts import build_model; "
+        "model = build_model('torchplug:resnet8'); tp.plug(model, 'se', example=(1, 3, 16, 16)); "
+        "tp.save(model, 'never-written')",
+        "torchplug[files]",
+    ),
+    "huggingface_hub": (
+        "import torch, torchplug as tp; tp.load_from_hub(torch.nn.Identity(), 'a/b')",
+        "torchplug[hub]",
+    ),
     "timm": (
         "from torchplug.hosts import build_model; build_model('timm:resnet10t')",
         "torchplug[models]",

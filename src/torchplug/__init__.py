@@ -25,10 +25,12 @@ from torchplug.surgery import find_plugs as find_plugs
 from torchplug.surgery import find_sites as sites  # noqa: F401 - its public name
 from torchplug.surgery import freeze_base as freeze_base
 from torchplug.surgery import load as load
+from torchplug.surgery import load_from_hub as load_from_hub
 from torchplug.surgery import merge_plugs as merge_plugs
 from torchplug.surgery import named_plug_parameters as named_plug_parameters
 from torchplug.surgery import plug as plug
 from torchplug.surgery import plug_parameters as plug_parameters
+from torchplug.surgery import push_to_hub as push_to_hub
 from torchplug.surgery import repair as repair
 from torchplug.surgery import save as save
 from torchplug.surgery import unfreeze_base as unfreeze_base

@@ -111,4 +111,7 @@ def test_check_of_a_wrong_file_is_one_line_and_status_1(tmp_path: Path) -> None:
         assert text in done.stderr
         assert len(done.stderr.splitlines()) == 1
         assert not done.stdout
+    done = run("check", MODEL, "good.safetensors", "--shape", "1,5,32,32", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "the model must run on the example" in done.stderr
     assert run("check", "torchplug:resnet9", "good.safetensors", cwd=tmp_path).returncode == 2

@@ -354,6 +354,11 @@ def test_an_example_finds_a_place_that_never_runs(saved: bytes, tmp_path: Path) 
     assert snapshot(model) == before
 
 
+def test_an_example_that_the_model_refuses_is_named(saved: bytes, tmp_path: Path) -> None:
+    text = "the model must run on the example: got RuntimeError"
+    check_refused(saved, tmp_path, text, example=(1, 5, 32, 32))
+
+
 class Narrow(nn.Module):
     """A module of the user's own that fits the map of its plan and no other."""
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from torchplug.errors import TorchplugError, UsageError, explain, import_extra
+from torchplug.errors import PlugError, TorchplugError, UsageError, explain, import_extra
 from torchplug.hosts import build_model
 from torchplug.surgery import load, save
 from torchplug.surgery import plug as plug_model
@@ -98,7 +98,7 @@ def check(
     host = _build(model, weights)
     try:
         report = load(host, file, example=example)
-    except TorchplugError as error:
+    except (UsageError, PlugError) as error:
         print(f"torchplug: {' '.join(str(error).split())}", file=sys.stderr)
         raise typer.Exit(1) from None
     console.print(str(report), highlight=False, markup=False, soft_wrap=True)

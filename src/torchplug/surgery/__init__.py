@@ -8,6 +8,8 @@ from torchplug.surgery.checkpoint import save as save
 from torchplug.surgery.checkup import Checkup as Checkup
 from torchplug.surgery.checkup import Problem as Problem
 from torchplug.surgery.checkup import check as check
+from torchplug.surgery.hub import load_from_hub as load_from_hub
+from torchplug.surgery.hub import push_to_hub as push_to_hub
 from torchplug.surgery.manage import Freeze as Freeze
 from torchplug.surgery.manage import disabled as disabled
 from torchplug.surgery.manage import freeze_base as freeze_base
@@ -44,10 +46,12 @@ __all__ = [
     "find_sites",
     "freeze_base",
     "load",
+    "load_from_hub",
     "merge_plugs",
     "named_plug_parameters",
     "plug",
     "plug_parameters",
+    "push_to_hub",
     "repair",
     "save",
     "unfreeze_base",

@@ -264,7 +264,7 @@ def _attach(
 ) -> float | None:
     """Attach all plugs; with an example check that they run. All of it holds, or nothing."""
     base = Base(model)
-    expected = None if arguments is None else record(model, arguments).output
+    expected = None if arguments is None else _run(model, arguments)
     try:
         attach_steps(model, steps, plan)
         if arguments is None:
@@ -282,6 +282,16 @@ def _attach(
         got = f"{type(error).__name__}: {error}"
         fix = "pass an example like the one that the plugs were made with"
         raise PlugError(explain("loaded plugs must run on the example", got, fix)) from error
+
+
+def _run(model: nn.Module, arguments: Arguments) -> Any:
+    """The output of the bare model on the example."""
+    try:
+        return record(model, arguments).output
+    except Exception as error:
+        got = f"{type(error).__name__}: {error}"
+        fix = "pass the shape of a batch that the model accepts"
+        raise UsageError(explain("the model must run on the example", got, fix)) from error
 
 
 def apply_plan(model: nn.Module, plan: Plan | str | Path, example: Any) -> PlugReport:
