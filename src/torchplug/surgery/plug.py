@@ -190,7 +190,7 @@ def _choose(
             )
             raise UsageError(text)
         place = recipe.card.place
-        if place.role not in ROLES:
+        if place.role not in ROLES or place.role == "conv3x3":  # in its place, not after it
             text = explain(
                 f"plug finds these roles by itself: {', '.join(ROLES)}",
                 f"{recipe.module}, whose paper puts it at {place.role!r} ({place.note})",

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from torchplug.surgery.roles import Stages, find_blocks, find_stages
+from torchplug.surgery.neck import find_neck
+from torchplug.surgery.roles import ResidualBlock, Stages, find_blocks, find_image, find_stages
 from torchplug.surgery.trace import Call, Trace, Value, read_example, record
 
 ROLES = {
@@ -16,6 +17,10 @@ ROLES = {
     "block": "after a residual block",
     "stage": "the end of a stage",
     "backbone_end": "the last map before pooling or head",
+    "conv3x3": "the output of a 3x3 convolution",
+    "upsample": "an upsampled map",
+    "merge": "where an upsampled map joins another",
+    "pyramid": "a level of the maps of several sizes that a neck or decoder hands on",
 }
 NAMED = "named"
 """The role of a site that was chosen by its path."""
@@ -48,6 +53,9 @@ class Site:
     """How often the anchor ran in one forward."""
 
     layout: str
+    kernel: tuple[int, int] | None = None
+    """Kernel size where the anchor is a convolution."""
+
     device: torch.device | None = None
     dtype: torch.dtype | None = None
 
@@ -104,24 +112,24 @@ class Sites:
                 "stride": site.stride,
                 "height": site.size[0],
                 "width": site.size[1],
+                "kernel": None if site.kernel is None else f"{site.kernel[0]}x{site.kernel[1]}",
                 "runs": site.runs,
             }
             for site in self.found
         ]
 
     def __str__(self) -> str:
-        header = ("role", "path", "stage", "channels", "stride", "H x W", "runs")
+        header = ("role", "path", "stage", "channels", "stride", "H x W", "kernel", "runs")
         lines = [header] + [
-            (
-                site.role,
-                site.path,
-                "-" if site.stage is None else str(site.stage),
-                str(site.channels),
-                str(site.stride),
-                f"{site.size[0]} x {site.size[1]}",
-                str(site.runs),
+            tuple(
+                "-" if value is None else str(value)
+                for value in (
+                    *(row[name] for name in ("role", "path", "stage", "channels", "stride")),
+                    f"{row['height']} x {row['width']}",
+                    *(row[name] for name in ("kernel", "runs")),
+                )
             )
-            for site in self.found
+            for row in self.rows()
         ]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         return "\n".join(
@@ -149,28 +157,41 @@ def sites_in(model: nn.Module, trace: Trace) -> Sites:
     """Return the sites that a trace of ``model`` shows."""
     blocks = find_blocks(trace)
     stages = find_stages(trace, blocks, model)
+    neck = find_neck(trace, stages.backbone_end)
     maker = _SiteMaker(model, trace, stages)
-    found: list[Site | None] = []
-    for block in blocks:
-        within = [call for call in block.branch.producers if call.path != block.call.path]
-        inside = [call for call in within if _is_under(call.path, block.call.path)]
-        found.append(maker.make("bottleneck", block.branch, inside[-1:]))
-    for block in blocks:
-        outputs = [value for value in trace.maps if block.call in value.producers]
-        if outputs:
-            found.append(maker.make("block", outputs[-1], [block.call]))
-    found += [maker.make("stage", end, maker.outermost(end)) for end in stages.ends]
-    if stages.backbone_end is not None:
-        end = stages.backbone_end
-        found.append(maker.make("backbone_end", end, maker.outermost(end)))
+    found = [*_sites_of_blocks(blocks, maker)]
+    ends = () if stages.backbone_end is None else (stages.backbone_end,)
+    found += [maker.at_end("stage", value) for value in stages.ends]
+    found += [maker.at_end("backbone_end", value) for value in ends]
+    found += [
+        maker.make("conv3x3", value, [call])
+        for value in trace.maps
+        for call in value.producers
+        if trace.runs[call.path] == 1 and maker.kernel_of(call.path) == (3, 3)
+    ]
+    found += [maker.make("upsample", value, maker.innermost(value)) for value in neck.upsamples]
+    found += [maker.at_end("merge", value) for value in neck.merges]
+    found += [maker.at_end("pyramid", value) for value in neck.levels]
     unique = {site.id: site for site in found if site is not None}
-    outputs_by_path = {
+    outputs = {
         call.path: site
         for value in trace.maps
         for call in value.producers
         if call.path and (site := maker.make(NAMED, value, [call])) is not None
     }
-    return Sites(tuple(unique.values()), outputs_by_path)
+    return Sites(tuple(unique.values()), outputs)
+
+
+def _sites_of_blocks(blocks: list[ResidualBlock], maker: "_SiteMaker") -> Iterator[Site | None]:
+    """The ends of the residual branches, then the outputs of the blocks."""
+    for block in blocks:
+        within = [call for call in block.branch.producers if call.path != block.call.path]
+        inside = [call for call in within if _is_under(call.path, block.call.path)]
+        yield maker.make("bottleneck", block.branch, inside[-1:])
+    for block in blocks:
+        outputs = [value for value in maker.trace.maps if block.call in value.producers]
+        if outputs:
+            yield maker.make("block", outputs[-1], [block.call])
 
 
 class _SiteMaker:
@@ -179,6 +200,7 @@ class _SiteMaker:
     def __init__(self, model: nn.Module, trace: Trace, stages: Stages) -> None:
         self.model, self.trace, self.stages = model, trace, stages
         image = next((v for v in trace.values if v.op == "input" and len(v.shape) == 4), None)
+        image = image or find_image(trace)  # a detector takes a list of images of three axes
         self.input_height = image.size[0] if image else 0
 
     def make(self, role: str, value: Value, calls: list[Call]) -> Site | None:
@@ -198,9 +220,26 @@ class _SiteMaker:
             stride=max(round(self.input_height / max(value.size[0], 1)), 1),
             runs=self.trace.runs[anchor],
             layout=value.layout or "NCHW",
+            kernel=self.kernel_of(anchor),
             device=value.device,
             dtype=value.dtype,
         )
+
+    def at_end(self, role: str, value: Value) -> Site | None:
+        """A site at the outermost call that returns the value."""
+        return self.make(role, value, self.outermost(value))
+
+    def kernel_of(self, path: str) -> tuple[int, int] | None:
+        """Kernel size of a two-dimensional convolution, None for any other module."""
+        module = self.model.get_submodule(path)
+        if not isinstance(module, nn.Conv2d):
+            return None
+        height, width = module.kernel_size
+        return height, width
+
+    def innermost(self, value: Value) -> list[Call]:
+        """The innermost call that returns ``value`` and did not only hand it on."""
+        return [call for call in value.producers if self.trace.entries.get(call) is not value][:1]
 
     def outermost(self, value: Value) -> list[Call]:
         """The outermost call that returns ``value`` and began at about its resolution.
