@@ -87,20 +87,13 @@ def test_the_table_names_every_site() -> None:
         "W",
         "kernel",
         "runs",
+        "anchor",
+        "source",
     ]
     assert len(lines) == len(sites) + 1
-    assert lines[1].split() == [
-        "bottleneck",
-        "layer1.0.bn2",
-        "1",
-        "64",
-        "4",
-        "16",
-        "x",
-        "16",
-        "-",
-        "1",
-    ]
+    first = "bottleneck layer1.0.bn2 1 64 4 16 x 16 - 1 - trace"
+    assert lines[1].split() == first.split()
+    assert repr(sites) == str(sites)
     assert sites.rows()[0]["path"] == "layer1.0.bn2"
 
 

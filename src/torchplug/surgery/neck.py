@@ -72,7 +72,7 @@ def _find_returned(trace: Trace, last_merge: int) -> tuple[Value, ...]:
     """The maps of different sizes that a module call first returned, or got, after the merges."""
     for group in trace.groups:
         if group.index > last_merge and _is_pyramid(group, last_merge):
-            return tuple(dict.fromkeys(v for v in group.values if v.op != "input"))
+            return tuple(dict.fromkeys(_levels_in(group)))
     return ()
 
 
@@ -82,9 +82,14 @@ def _is_pyramid(group: Group, last_merge: int) -> bool:
     Of a network with merges, the lists that its parts exchange before the last merge are not what
     it hands on; the group must come with a map that was made by then or later.
     """
-    maps = [value for value in group.values if value.op != "input"]
+    maps = _levels_in(group)
     newest = max((value.index for value in maps), default=-1)
     return newest >= last_merge and len({value.size for value in maps}) > 1
+
+
+def _levels_in(group: Group) -> list[Value]:
+    """The maps that may be levels: the image and a globally pooled vector are none."""
+    return [v for v in group.values if v.op != "input" and not v.op.startswith("adaptive_")]
 
 
 def _find_chain(

@@ -10,10 +10,11 @@ from torch import nn
 from torchplug.errors import PlugError, UsageError, explain, nearest
 from torchplug.surgery.attach import attach, detach, find_plugs
 from torchplug.surgery.build import Recipe, build_plug, read_recipe
+from torchplug.surgery.find import sites_in
 from torchplug.surgery.plan import Plan, PlannedPlug, Start
 from torchplug.surgery.report import PlugReport, count_gates
 from torchplug.surgery.select import At, select_sites
-from torchplug.surgery.sites import NAMED, ROLES, Site, Sites, sites_in
+from torchplug.surgery.sites import NAMED, ROLES, Site, Sites
 from torchplug.surgery.trace import read_example, record
 from torchplug.surgery.verify import Base, Step, verify
 

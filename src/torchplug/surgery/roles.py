@@ -6,7 +6,7 @@ resolution is about to fall. The backbone ends before the map is collapsed for t
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -143,26 +143,49 @@ def _cone(value: Value, call: Call) -> set[Value]:
     return seen
 
 
-def find_stages(trace: Trace, blocks: list[ResidualBlock], model: nn.Module) -> Stages:
-    """Return the ends of the stages, the stem left out, and the end of the backbone."""
+def find_stages(
+    trace: Trace,
+    blocks: list[ResidualBlock],
+    model: nn.Module,
+    *,
+    ends: Sequence[Value] = (),
+    backbone_end: Value | None = None,
+    has_stem: bool = True,
+) -> Stages:
+    """Return the ends of the stages, the stem left out, and the end of the backbone.
+
+    ``ends`` and ``backbone_end`` are what is known without the trace; ``has_stem`` says whether
+    the first of the ends may only close the stem.
+    """
     image = find_image(trace)
     if image is None:
         return Stages((), None)
     first_upsample = next(find_upsamples(trace, image), None)
     limit = len(trace.values) if first_upsample is None else first_upsample.index
-    ends = [
-        end
-        for resolution, first_down in _resolution_falls(trace, image, limit)
-        if (end := _last_map_before(first_down, resolution, model, trace)) is not None
-    ]
-    backbone_end = _find_backbone_end(trace, blocks, image, limit)
-    if backbone_end is not None:
-        ends = [end for end in ends if end.index < backbone_end.index]
-        if not ends or ends[-1].size[0] > backbone_end.size[0]:
-            ends.append(backbone_end)
-    stem, ends = _split_stem(ends, blocks, trace, image)
+    last = backbone_end or _find_backbone_end(trace, blocks, image, limit)
+    if ends:
+        kept = sorted(ends, key=lambda end: end.index)
+        if backbone_end is None and (last is None or last.index < kept[-1].index):
+            last = kept[-1]
+    else:
+        kept = _find_ends(trace, image, limit, model)
+        kept = [end for end in kept if last is None or end.index < last.index]
+        if last is not None and (not kept or kept[-1].size[0] > last.size[0]):
+            kept.append(last)
+    stem = None
+    if has_stem:
+        stem, kept = _split_stem(kept, blocks, trace, image)
     first = stem.index + 1 if stem is not None else image.index + 1
-    return Stages(tuple(ends), backbone_end, first)
+    return Stages(tuple(kept), last, first)
+
+
+def _find_ends(trace: Trace, image: Value, limit: int, model: nn.Module) -> list[Value]:
+    """The maps at which the resolution is about to fall, the stem's among them."""
+    maps = [
+        _last_map_before(first_down, resolution, model, trace)
+        for resolution, first_down in _resolution_falls(trace, image, limit)
+    ]
+    return [value for value in maps if value is not None]
 
 
 def find_image(trace: Trace) -> Value | None:
@@ -234,19 +257,27 @@ def _holds_more(call: Call, depth: int, down: Value, model: nn.Module, trace: Tr
 def _find_backbone_end(
     trace: Trace, blocks: list[ResidualBlock], image: Value, limit: int
 ) -> Value | None:
-    """The map before the global collapse; above a neck, the output of the last block's stage."""
-    has_neck = limit < len(trace.values)
+    """The map before the global collapse, or else the output of the last block's stage.
+
+    A detector's heads flatten many maps, and those of a network with a neck may flatten regions:
+    there only a global pooling ends the backbone.
+    """
+    pooled: list[Value] = []
+    flattened: list[Value] = []
     for value in trace.values:
         source = next((v for v in value.inputs if v.is_map), None)
         if source is None or value.op not in _COLLAPSES or source.index <= image.index:
             continue
-        if has_neck and value.op in _FLATTENS:  # a detector's head, for each region
-            continue
-        collapsed = max(value.shape[2:], default=1) == 1
-        if (collapsed or value.op in _FLATTENS) and not _feeds_a_map(value):
-            return source
+        if max(value.shape[2:], default=1) == 1 or value.op in _FLATTENS:
+            if _feeds_a_map(value):
+                continue
+            (flattened if value.op in _FLATTENS else pooled).append(source)
+    has_heads = limit < len(trace.values) or len({source.size for source in flattened}) > 1
+    ends = pooled if has_heads else sorted(pooled + flattened, key=lambda value: value.index)
+    if ends:
+        return ends[0]
     inner = [block for block in blocks if block.add.index < limit]
-    return _output_around(inner[-1], trace, limit) if has_neck and inner else None
+    return _output_around(inner[-1], trace, limit) if inner else None
 
 
 def _output_around(block: ResidualBlock, trace: Trace, limit: int) -> Value:
