@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,6 +29,8 @@ def plug(
     start: Start = "identity",
     stages: Sequence[int] | None = None,
     every: int | None = None,
+    within: str | None = None,
+    where: Callable[[Site], bool] | None = None,
     seed: int = 0,
     name: str | None = None,
     **options: Any,
@@ -43,16 +46,19 @@ def plug(
             yet: plug the inner module first.
         what: a key of the catalogue (``"cbam"``), a module class whose first argument is the
             number of channels, a factory ``(site) -> Module``, or a :class:`Plan` to repeat.
-        at: where: a role (``"bottleneck"``, ``"block"``, ``"stage"``, ``"backbone_end"``), a module
-            path, a glob (``"layer?.*.bn2"``; ``**`` crosses dots), ``"re:…"``, a module class, a
-            predicate ``(path, module) -> bool``, or a list of these. ``None`` is the place in
-            the module's own paper.
-        example: the shape of a small batch, a tensor, or the arguments of the forward.
+        at: where: a role (``"bottleneck"``, ``"stage"``, …: :func:`torchplug.sites` shows them),
+            the id of a site, a module path, a glob (``"layer?.*.bn2"``; ``**`` crosses dots),
+            ``"re:…"``, a module class, a predicate ``(path, module) -> bool`` or
+            ``(site) -> bool``, or a list of these. ``None`` is the place in the module's paper.
+        example: the shape of a small batch, a tensor, a tuple of arguments of the forward, a
+            dict of keyword arguments, or a pair ``(args, kwargs)``.
         start: ``"identity"`` makes the plugged model compute what the base computed, by a
             learned gate of zero where the module itself does not start so; ``"paper"`` leaves
             the module as its authors start it.
         stages: keep only the sites in these stages, counted from 1 after the stem.
         every: keep every n-th site of each stage: ``2`` keeps the second, fourth, …
+        within: keep only the sites below this path or glob: ``"backbone"``.
+        where: keep only the sites for which this is true: ``lambda site: site.stride == 8``.
         seed: of the modules' own initial weights; the global generator is not touched.
         name: of the plug, in weight names and for :func:`unplug`; the key if not given.
         **options: the module's own options, such as ``reduction=8``.
@@ -76,12 +82,14 @@ def plug(
     trace = record(model, arguments)
     sites = sites_in(model, trace)
     if isinstance(what, Plan):
-        _check_nothing_else(at=at, stages=stages, every=every, name=name, **options)
+        limits = {"stages": stages, "every": every, "within": within, "where": where}
+        _check_nothing_else(at=at, **limits, name=name, **options)
         plan = what
         recipes = [read_recipe(p.module, p.name, p.options) for p in plan.plugs]
     else:
         recipe = read_recipe(what, name, options)
-        chosen = _choose(model, sites, recipe, at, stages, every)
+        select = partial(select_sites, model, sites, within=within, where=where)
+        chosen = _choose(select, recipe, at, stages, every)
         plan = _make_plan(model, recipe, chosen, options, start, seed)
         recipes = [recipe] * len(chosen)
     steps = _build(model, plan, recipes, sites)
@@ -174,8 +182,7 @@ def _check_nothing_else(**given: Any) -> None:
 
 
 def _choose(
-    model: nn.Module,
-    sites: Sites,
+    select: Callable[[At], list[Site]],
     recipe: Recipe,
     at: At | None,
     stages: Sequence[int] | None,
@@ -201,7 +208,7 @@ def _choose(
         at = place.role
         stages = place.stages if stages is None else stages
         every = place.every if every is None else every
-    candidates = select_sites(model, sites, at)
+    candidates = select(at)
     chosen = [site for site in candidates if stages is None or site.stage in stages]
     chosen = _thin_out(chosen, every or 1)
     if not chosen:
