@@ -87,11 +87,12 @@ def test_the_table_names_every_site() -> None:
         "W",
         "kernel",
         "runs",
+        "kind",
         "anchor",
         "source",
     ]
     assert len(lines) == len(sites) + 1
-    first = "bottleneck layer1.0.bn2 1 64 4 16 x 16 - 1 - trace"
+    first = "bottleneck layer1.0.bn2 1 64 4 16 x 16 - 1 module - trace"
     assert lines[1].split() == first.split()
     assert repr(sites) == str(sites)
     assert sites.rows()[0]["path"] == "layer1.0.bn2"

@@ -11,7 +11,9 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.overrides import handle_torch_function
 
 HOLDER = "torchplug"
 """Name of the child that owns the plugs: weights are called ``<path>.torchplug.<plug>.…``."""
@@ -29,12 +31,26 @@ class Holder(nn.Module):
         """Return ``x``: the plugs run in :meth:`apply_plugs` only."""
         return x
 
+    def at_output(self) -> list[nn.Module]:
+        """Return the plugs that run on the module's output."""
+        return list(self.children())
+
+    def place_of(self, key: str) -> tuple[str, str]:
+        """Return what follows the module's path in the anchor of a plug, and the plug's name."""
+        return "", key
+
     def apply_plugs(self, x: Tensor) -> Tensor:
         """Pass ``x`` through the plugs."""
-        for plug in self._modules.values():
-            if plug is not None:
-                x = plug(x)
+        for plug in self.at_output():
+            x = self.apply_one(plug, x)
         return x
+
+    @staticmethod
+    def apply_one(plug: nn.Module, x: Tensor) -> Tensor:
+        """Run one plug; a function mode sees it as one operation, not as the host's own."""
+        if torch._C._len_torch_function_stack() > 0:
+            return handle_torch_function(Holder.apply_one, (x,), plug, x)
+        return plug(x)
 
 
 class _Plugged:
@@ -152,10 +168,18 @@ def detach(module: nn.Module, name: str) -> None:
 
 
 def find_plugs(model: nn.Module) -> list[tuple[str, str, nn.Module]]:
-    """Return every plug as (path of its host module, name, module), in the order of the model."""
+    """Return every plug as (anchor, name, module), in the order of the model.
+
+    The anchor is the path of the plugged module, or for a plug at an operation the path and the
+    operation: ``features!relu#0``.
+    """
     return [
-        (path, name, plug)
+        (path + suffix, name, plug)
         for path, module in model.named_modules()
         if is_plugged(module)
-        for name, plug in module._modules[HOLDER].named_children()
+        for suffix, name, plug in _places_in(module._modules[HOLDER])
     ]
+
+
+def _places_in(holder: Any) -> list[tuple[str, str, nn.Module]]:
+    return [(*holder.place_of(key), plug) for key, plug in holder.named_children()]

@@ -1,13 +1,16 @@
 """Find the sites of a model: run it once, and ask it and its library what they know."""
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import nn
 
 from torchplug.errors import PlugError, explain
+from torchplug.surgery.attach import Holder
 from torchplug.surgery.metadata import TRACE, USER, Known, read_roles
 from torchplug.surgery.neck import find_neck
+from torchplug.surgery.op_anchor import OpPoint, family, parse_anchor
 from torchplug.surgery.roles import ResidualBlock, Stages, find_blocks, find_image, find_stages
 from torchplug.surgery.sites import NAMED, ROLES, Site, Sites
 from torchplug.surgery.trace import Call, Trace, Value, read_example, record
@@ -60,6 +63,9 @@ def sites_in(model: nn.Module, trace: Trace) -> Sites:
         for call in value.producers
         if call.path and (site := maker.make(NAMED, value, [call], source=USER)) is not None
     }
+    for site in unique.values():  # an operation that has a role can be named too
+        if site.kind == "op":
+            outputs[site.path] = dataclasses.replace(site, role=NAMED, source=USER)
     return Sites(tuple(sorted(unique.values(), key=lambda site: order.index(site.role))), outputs)
 
 
@@ -125,7 +131,7 @@ def _traced_sites(blocks: list[ResidualBlock], maker: "_SiteMaker") -> Iterator[
 def _sites_of_neck(maker: "_SiteMaker") -> Iterator[Site | None]:
     neck = find_neck(maker.trace, maker.stages.backbone_end)
     for value in neck.upsamples:
-        yield maker.make("upsample", value, maker.innermost(value))
+        yield maker.place("upsample", value, maker.innermost(value))
     for value in neck.merges:
         yield maker.at_end("merge", value)
     for value in neck.levels:
@@ -137,7 +143,8 @@ def _sites_of_blocks(blocks: list[ResidualBlock], maker: "_SiteMaker") -> Iterat
     for block in blocks:
         within = [call for call in block.branch.producers if call.path != block.call.path]
         inside = [call for call in within if _is_under(call.path, block.call.path)]
-        yield maker.make("bottleneck", block.branch, inside[-1:])
+        operand = block.add.inputs.index(block.branch)
+        yield maker.place("bottleneck", block.branch, inside[-1:], (block.add, operand))
     for block in blocks:
         outputs = [value for value in maker.trace.maps if block.call in value.producers]
         if outputs:
@@ -159,6 +166,11 @@ class _SiteMaker:
             return None
         path = calls[-1].path
         anchor = self._innermost(path)
+        return self._site(role, value, path, anchor, self.trace.runs[anchor], source)
+
+    def _site(
+        self, role: str, value: Value, path: str, anchor: str, runs: int, source: str
+    ) -> Site:
         return Site(
             role=role,
             path=path,
@@ -168,17 +180,34 @@ class _SiteMaker:
             channels=value.channels,
             size=value.size,
             stride=max(round(self.input_height / max(value.size[0], 1)), 1),
-            runs=self.trace.runs[anchor],
+            runs=runs,
             layout=value.layout or "NCHW",
-            kernel=self.kernel_of(anchor),
+            kernel=None if parse_anchor(anchor) else self.kernel_of(anchor),
             source=source,
             device=value.device,
             dtype=value.dtype,
         )
 
     def at_end(self, role: str, value: Value) -> Site | None:
-        """A site at the outermost call that returns the value."""
-        return self.make(role, value, self.outermost(value))
+        """A site at the outermost call that returns the value, or at its operation."""
+        return self.place(role, value, self.outermost(value))
+
+    def place(
+        self, role: str, value: Value, calls: list[Call], at: tuple[Value, int] | None = None
+    ) -> Site | None:
+        """A site at the module that makes the value and runs once, or else at the operation.
+
+        ``at`` is an operation and the operand of it that the value is.
+        """
+        site = self.make(role, value, calls)
+        if site is not None and site.runs == 1:
+            return site
+        op, operand = at or (_without_plugs(value), None)
+        point = locate(op, operand, self.trace)
+        if point is None:
+            return site
+        text = str(point)
+        return self._site(role, value, text, text, self.trace.runs[point.path], TRACE)
 
     def kernel_of(self, path: str) -> tuple[int, int] | None:
         """Kernel size of a two-dimensional convolution, None for any other module."""
@@ -216,6 +245,30 @@ class _SiteMaker:
                 break
             path, module = f"{path}.{last}", child
         return path
+
+
+def locate(value: Value, operand: int | None, trace: Trace) -> OpPoint | None:
+    """Name the operation that made ``value``, counted in the innermost module that runs once.
+
+    None where an operation cannot carry a plug: it made several tensors, or nothing ran it.
+    """
+    call = next((call for call in reversed(value.calls) if trace.runs[call.path] == 1), None)
+    if call is None or not value.alone or value.op in {"input", "constant"}:
+        return None
+    op = family(value.op)
+    earlier = [
+        other
+        for other in trace.values[: value.index]
+        if other.alone and len(other.shape) == 4 and other.is_inside(call)
+    ]
+    return OpPoint(call.path, op, sum(family(other.op) == op for other in earlier), operand)
+
+
+def _without_plugs(value: Value) -> Value:
+    """The value that the host itself made, before the plugs that are already there."""
+    while value.op == Holder.apply_one.__name__:
+        value = value.inputs[0]
+    return value
 
 
 def _is_under(path: str, parent: str) -> bool:

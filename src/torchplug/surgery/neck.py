@@ -69,11 +69,17 @@ def _find_merge(upsampled: Value, trace: Trace) -> Value | None:
 
 
 def _find_returned(trace: Trace, last_merge: int) -> tuple[Value, ...]:
-    """The maps of different sizes that a module call first returned, or got, after the merges."""
+    """The maps of different sizes that a module call first returned, or got, after the merges.
+
+    A neck may add coarser levels to its list: the larger group goes before its part.
+    """
+    levels: list[Value] = []
     for group in trace.groups:
-        if group.index > last_merge and _is_pyramid(group, last_merge):
-            return tuple(dict.fromkeys(_levels_in(group)))
-    return ()
+        if group.index <= last_merge or not _is_pyramid(group, last_merge):
+            continue
+        if not levels or set(levels) < set(_levels_in(group)):
+            levels = _levels_in(group)
+    return tuple(dict.fromkeys(levels))
 
 
 def _is_pyramid(group: Group, last_merge: int) -> bool:

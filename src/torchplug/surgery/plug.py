@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from torchplug.errors import PlugError, UsageError, explain, nearest
-from torchplug.surgery.attach import attach, detach, find_plugs
+from torchplug.surgery.attach import find_plugs
 from torchplug.surgery.build import Recipe, build_plug, read_recipe
 from torchplug.surgery.find import sites_in
+from torchplug.surgery.op_anchor import attach_at, detach_at
 from torchplug.surgery.plan import Plan, PlannedPlug, Start
 from torchplug.surgery.report import PlugReport, count_gates
 from torchplug.surgery.select import At, select_sites
@@ -96,7 +97,7 @@ def plug(
     base = Base(model)
     try:
         for step in steps:
-            attach(model.get_submodule(step.planned.path), step.planned.name, step.module)
+            attach_at(model, step.planned.path, step.planned.name, step.module)
         difference = verify(model, steps, arguments, trace.output, base)
     except BaseException:
         unplug(model, steps=[(step.planned.path, step.planned.name) for step in steps])
@@ -149,7 +150,7 @@ def unplug(
         fix = nearest(name, names) if names else "the model has no plugs"
         raise PlugError(explain("unplug takes the name of a plug", repr(name), fix))
     for path, plug_name in wanted:
-        detach(model.get_submodule(path), plug_name)
+        detach_at(model, path, plug_name)
     return len(wanted)
 
 

@@ -30,7 +30,9 @@ UPSAMPLES = {"interpolate", "upsample", "conv_transpose2d", "pixel_shuffle", "gr
 _DOWNSAMPLES = MIXING | _POOLS | {"__getitem__", "pixel_unshuffle", "interpolate"}
 # what a projection shortcut may consist of
 _LIGHT = {"batch_norm", "layer_norm", "group_norm", "instance_norm", "conv2d", "pad", "dropout"} | (
-    _POOLS | {"permute", "contiguous", "to", "type", "clone", "__getitem__", "relu", "relu_", "cat"}
+    _POOLS
+    | {"permute", "contiguous", "to", "type", "clone", "__getitem__", "relu", "relu_", "cat"}
+    | {"apply_one"}  # plugs that are already there
 )
 _MOST_PROJECTIONS = 2
 # what a sum of parallel branches that fold into one convolution may consist of

@@ -101,7 +101,11 @@ def _select_by_text(sites: Sites, text: str) -> list[Site]:
     if by_id:
         return by_id
     pattern = _compile(text[3:]) if text.startswith("re:") else _glob_pattern(text)
-    return [site for path, site in sites.outputs.items() if pattern.fullmatch(path)]
+    return [
+        site
+        for path, site in sites.outputs.items()
+        if pattern.fullmatch(path) and ("!" in text or site.kind == "module")
+    ]
 
 
 def _compile(expression: str) -> re.Pattern[str]:
@@ -122,7 +126,11 @@ def _glob_pattern(glob: str) -> re.Pattern[str]:
 def _select_by_module(
     model: nn.Module, sites: Sites, where: Callable[[str, nn.Module], bool]
 ) -> list[Site]:
-    return [site for path, site in sites.outputs.items() if where(path, model.get_submodule(path))]
+    return [
+        site
+        for path, site in sites.outputs.items()
+        if site.kind == "module" and where(path, model.get_submodule(path))
+    ]
 
 
 def _explain_nothing(model: nn.Module, sites: Sites, entry: Any) -> str:

@@ -27,11 +27,12 @@ NAMED = "named"
 
 @dataclass(frozen=True, kw_only=True)
 class Site:
-    """One place: the output of one module.
+    """One place: the output of one module, or an operation where no module carries the place.
 
     ``path`` names the place as users see it (``layer1``); ``anchor`` is the module that carries
     the plug (``layer1.2``): the last block, which a host that checkpoints the blocks one by one
-    cannot pass by.
+    cannot pass by. For an operation both are ``module!op#k``, the result of the k-th call of
+    ``op`` while ``module`` runs (``features!relu#0``), or ``module!op#k.i``, its i-th operand.
     """
 
     role: str
@@ -65,6 +66,11 @@ class Site:
     def id(self) -> str:
         """``role:path``, unique in a model."""
         return f"{self.role}:{self.path}"
+
+    @property
+    def kind(self) -> str:
+        """What carries the plug: ``"module"`` or ``"op"``."""
+        return "op" if "!" in self.anchor else "module"
 
 
 @dataclass(frozen=True, repr=False)
@@ -118,6 +124,7 @@ class Sites:
                 "kernel": None if site.kernel is None else f"{site.kernel[0]}x{site.kernel[1]}",
                 "runs": site.runs,
                 "anchor": site.anchor,
+                "kind": site.kind,
                 "source": site.source,
             }
             for site in self.found
@@ -160,4 +167,4 @@ class Sites:
 
 
 _HEADER = ["role", "path", "stage", "channels", "stride", "H x W"]
-_HEADER += ["kernel", "runs", "anchor", "source"]
+_HEADER += ["kernel", "runs", "kind", "anchor", "source"]
