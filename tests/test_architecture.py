@@ -17,17 +17,20 @@ ALLOWED: dict[str, set[str]] = {
     "card": {"errors"},
     "nn": {"card", "errors"},
     "kernels": {"card", "errors", "nn"},
-    "hosts": {"card", "errors"},
 }
 ALLOWED["modules"] = {"card", "errors", "nn", "kernels"}
 ALLOWED["catalog"] = ALLOWED["modules"] | {"modules"}
 ALLOWED["surgery"] = ALLOWED["catalog"] | {"catalog", "_version"}
+# hosts tell surgery what they know; surgery never asks for one by name
+ALLOWED["hosts"] = ALLOWED["surgery"] | {"surgery"}
 ALLOWED["analysis"] = ALLOWED["fusion"] = ALLOWED["surgery"] | {"surgery"}
 ALLOWED["deployment"] = ALLOWED["fusion"] | {"fusion"}
 ALLOWED["comparison"] = ALLOWED["analysis"] | {"analysis", "hosts", "_version"}
 ALLOWED["reporting"] = ALLOWED["comparison"] | {"comparison"}
 ALLOWED["cli"] = ALLOWED["reporting"] | {"reporting", "fusion", "deployment"}
-ALLOWED["__init__"] = {"_version", "catalog", "comparison", "errors", "modules", "surgery"}
+ALLOWED["__init__"] = {"_version", "catalog", "comparison", "errors", "hosts", "modules"} | {
+    "surgery"
+}
 
 STANDARD_LIBRARY_ONLY = {"card", "errors", "_version"}
 LONGEST_FILE, LONGEST_MODULE_FILE, LONGEST_FUNCTION = 400, 250, 40

@@ -6,6 +6,7 @@ or weights, ``compare`` trains baseline and variants on paired seeds and says wh
 
 from typing import TYPE_CHECKING, Any
 
+from torchplug import hosts as hosts
 from torchplug._version import __version__ as __version__
 from torchplug.catalog import cards as cards
 from torchplug.catalog import convert_state_dict as convert_state_dict

@@ -85,10 +85,16 @@ def test_the_table_names_every_site() -> None:
         "H",
         "x",
         "W",
+        "kernel",
         "runs",
+        "kind",
+        "anchor",
+        "source",
     ]
     assert len(lines) == len(sites) + 1
-    assert lines[1].split() == ["bottleneck", "layer1.0.bn2", "1", "64", "4", "16", "x", "16", "1"]
+    first = "bottleneck layer1.0.bn2 1 64 4 16 x 16 - 1 module - trace"
+    assert lines[1].split() == first.split()
+    assert repr(sites) == str(sites)
     assert sites.rows()[0]["path"] == "layer1.0.bn2"
 
 
@@ -111,3 +117,64 @@ def test_a_merge_of_two_inputs_is_no_residual_block() -> None:
 
     sites = tp.sites(Merge(), (torch.rand(1, 3, 8, 8), torch.rand(1, 3, 8, 8)))
     assert sites.roles["bottleneck"] == 0
+
+
+def test_every_3x3_convolution_that_ran_once_is_found() -> None:
+    model = timm.create_model("mobilenetv3_small_050")
+    expected = [
+        path
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3)
+    ]
+    sites = tp.sites(model, EXAMPLE).with_role("conv3x3")
+    assert [site.path for site in sites] == expected
+    assert {site.kernel for site in sites} == {(3, 3)}
+
+
+def test_a_3x3_convolution_that_does_not_run_or_runs_twice_is_no_site() -> None:
+    class Host(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.once, self.twice, self.never = (nn.Conv2d(3, 3, 3, padding=1) for _ in range(3))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.twice(self.twice(self.once(x)))
+
+    assert [site.id for site in tp.sites(Host(), EXAMPLE).with_role("conv3x3")] == ["conv3x3:once"]
+
+
+class UpAndDown(nn.Module):
+    """Two levels down, two up: modules carry upsampling and merges, and scores are resized."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 8, 3, 2, 1)
+        self.up, self.cat = nn.Upsample(scale_factor=2), Cat()
+        self.score, self.resize = nn.Conv2d(16, 4, 1), nn.Upsample(scale_factor=2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        high = self.one(x)
+        low = self.two(high)
+        return self.resize(self.score(self.cat([high, self.up(low)])))
+
+
+class Cat(nn.Module):
+    def forward(self, maps: list[torch.Tensor]) -> torch.Tensor:
+        return torch.cat(maps, 1)
+
+
+def test_upsampled_maps_and_their_merges_are_found_and_resized_scores_are_not() -> None:
+    sites = tp.sites(UpAndDown(), EXAMPLE)
+    assert [site.path for site in sites.with_role("upsample")] == ["up"]
+    assert [site.path for site in sites.with_role("merge")] == ["cat"]
+    assert sites.roles["bottleneck"] == 0
+
+
+@pytest.mark.parametrize("name", ["repvgg_a0", "mobileone_s0"])
+def test_parallel_branches_that_fold_into_one_kernel_are_no_residual_blocks(name: str) -> None:
+    assert tp.sites(timm.create_model(name), EXAMPLE).roles["bottleneck"] == 0
+
+
+@pytest.mark.parametrize(("name", "blocks"), [("fastvit_t8", 10), ("repvit_m0_9", 26)])
+def test_beside_foldable_branches_the_real_blocks_are_found(name: str, blocks: int) -> None:
+    assert tp.sites(timm.create_model(name), EXAMPLE).roles["bottleneck"] == blocks

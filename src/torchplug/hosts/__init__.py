@@ -1,5 +1,8 @@
 """Models by name: what is special about the libraries that make them; nothing else knows it."""
 
 from torchplug.hosts.names import build_model as build_model
+from torchplug.hosts.readers import register_readers
+
+register_readers()
 
 __all__ = ["build_model"]

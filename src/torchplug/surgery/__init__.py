@@ -8,6 +8,7 @@ from torchplug.surgery.checkpoint import save as save
 from torchplug.surgery.checkup import Checkup as Checkup
 from torchplug.surgery.checkup import Problem as Problem
 from torchplug.surgery.checkup import check as check
+from torchplug.surgery.find import find_sites as find_sites
 from torchplug.surgery.hub import load_from_hub as load_from_hub
 from torchplug.surgery.hub import push_to_hub as push_to_hub
 from torchplug.surgery.manage import Freeze as Freeze
@@ -26,7 +27,6 @@ from torchplug.surgery.repair import repair as repair
 from torchplug.surgery.report import PlugReport as PlugReport
 from torchplug.surgery.sites import Site as Site
 from torchplug.surgery.sites import Sites as Sites
-from torchplug.surgery.sites import find_sites as find_sites
 
 __all__ = [
     "Checkup",

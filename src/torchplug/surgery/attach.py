@@ -8,10 +8,13 @@ hooks vanish silently when a host rebuilds its layers, wrappers rename every wei
 
 import types
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.overrides import handle_torch_function
 
 from torchplug.errors import PlugError, explain
 from torchplug.surgery.intake import Intake
@@ -55,12 +58,26 @@ class Holder(nn.Module):
                 return plug
         return None
 
+    def at_output(self) -> list[nn.Module]:
+        """Return the plugs that run on the module's output."""
+        return [plug for plug in self.children() if not isinstance(plug, (Replacement, Intake))]
+
+    def place_of(self, key: str) -> tuple[str, str]:
+        """Return what follows the module's path in the anchor of a plug, and the plug's name."""
+        return "", key
+
     def apply_plugs(self, x: Tensor) -> Tensor:
         """Pass ``x`` through the plugs behind the host's module."""
-        for plug in self._modules.values():
-            if plug is not None and not isinstance(plug, (Replacement, Intake)):
-                x = plug(x)
+        for plug in self.at_output():
+            x = self.apply_one(plug, x)
         return x
+
+    @staticmethod
+    def apply_one(plug: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """Run one plug; a function mode sees it as one operation, not as the host's own."""
+        if torch._C._len_torch_function_stack() > 0:
+            return handle_torch_function(Holder.apply_one, (x,), plug, x)
+        return plug(x)
 
     def __getstate__(self) -> dict[str, Any]:
         # a copy made inside ``tp.disabled`` would never be switched on again
@@ -96,7 +113,7 @@ class _Plugged:
             return holder.apply_plugs(own(*args, **kwargs))
         old = own(*args, **kwargs) if replacement.runs_host else None
         x = args[0] if args else next(iter(kwargs.values()))
-        return holder.apply_plugs(replacement(old, x))
+        return holder.apply_plugs(holder.apply_one(partial(replacement, old), x))
 
     def __setattr__(self, name: str, value: Any) -> None:
         # A host that fuses its layers assigns another of its methods as forward: run that one,
@@ -223,10 +240,18 @@ def detach(module: nn.Module, name: str) -> None:
 
 
 def find_plugs(model: nn.Module) -> list[tuple[str, str, nn.Module]]:
-    """Return every plug as (path of its host module, name, module), in the order of the model."""
+    """Return every plug as (anchor, name, module), in the order of the model.
+
+    The anchor is the path of the plugged module, or for a plug at an operation the path and the
+    operation: ``features!relu#0``.
+    """
     return [
-        (path, name, plug)
+        (path + suffix, name, plug)
         for path, module in model.named_modules()
         if is_plugged(module)
-        for name, plug in module._modules[HOLDER].named_children()
+        for suffix, name, plug in _places_in(module._modules[HOLDER])
     ]
+
+
+def _places_in(holder: Any) -> list[tuple[str, str, nn.Module]]:
+    return [(*holder.place_of(key), plug) for key, plug in holder.named_children()]

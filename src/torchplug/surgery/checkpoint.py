@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchplug.errors import PlugError, TorchplugError, UsageError, explain
 from torchplug.surgery.attach import HOLDER, find_plugs
 from torchplug.surgery.fingerprint import join, take_fingerprint, to_plain
+from torchplug.surgery.op_anchor import find_carrier, weight_prefix
 from torchplug.surgery.plan import Plan
 from torchplug.surgery.plug import attach_steps, check_host, plug, unplug
 from torchplug.surgery.plugfile import PlugFile, read_plug_file, read_tensors, write_plug_file
@@ -102,7 +103,7 @@ def save(model: nn.Module, path: str | Path) -> Path:
     check_host(model)
     plan = read_plan_of(model)
     tensors = {
-        join(path, HOLDER, name, key): to_plain(join(path, HOLDER, name, key), value)
+        join(weight_prefix(path, name), key): to_plain(join(weight_prefix(path, name), key), value)
         for path, name, module in find_plugs(model)
         for key, value in _tensors_of(module, path, name)
     }
@@ -127,15 +128,16 @@ def read_plan_of(model: nn.Module) -> Plan:
         raise PlugError(explain("there must be plugs to save", f"a bare {_class(model)}", fix))
     plans: list[Plan] = []
     for path, name, _ in plugs:
-        holder: Any = model.get_submodule(join(path, HOLDER))
-        if name not in holder.plans:
+        holder: Any = find_carrier(model, path)._modules[HOLDER]
+        key = weight_prefix(path, name).rpartition(".")[2]
+        if key not in holder.plans:
             got = f"{name!r} at {path}, which was attached by hand"
             fix = "attach it with torchplug.plug, or save the whole model with torch.save"
             raise PlugError(explain("a plug to save needs a plan", got, fix))
         # a module that was plugged and then put elsewhere is named by where it is now
-        (planned,) = holder.plans[name].plugs
+        (planned,) = holder.plans[key].plugs
         own = dataclasses.replace(planned, path=path, name=name)
-        plans.append(dataclasses.replace(holder.plans[name], plugs=(own,)))
+        plans.append(dataclasses.replace(holder.plans[key], plugs=(own,)))
     entries = tuple(plan.plugs[0] for plan in plans)
     return Plan.from_json(Plan(host=_class(model), plugs=entries, seed=plans[0].seed).to_json())
 
@@ -205,7 +207,7 @@ def load(
     tensors = read_tensors(file)
     steps = build_steps(file.plan, factories or {}, model, scene)
     for step in steps:
-        prefix = join(step.planned.path, HOLDER, step.planned.name) + "."
+        prefix = weight_prefix(step.planned.path, step.planned.name) + "."
         own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
         step.module.load_state_dict(own, strict=True)
     difference = _attach(model, steps, file.plan, arguments)

@@ -15,6 +15,7 @@ from torchplug.errors import UsageError, explain
 from torchplug.surgery.attach import HOLDER, Holder, find_plugs, is_plugged
 from torchplug.surgery.manage import disabled, find_loose_norms, named_plug_parameters
 from torchplug.surgery.memory import Entry, describe_base, name_class, recall, recall_base
+from torchplug.surgery.op_anchor import find_carrier, weight_prefix
 from torchplug.surgery.trace import Arguments, Trace, evaluating, read_example, record, tensors_in
 
 
@@ -215,10 +216,13 @@ def _judge_runs(
     skipped = "was not called at all; the host goes around it, so plug the module that is called"
     groups: dict[str, list[str]] = {}
     for path, name, _ in live:
-        runs = trace.runs[f"{path}.{HOLDER}.{name}"]
-        holder: Any = model.get_submodule(path)._modules[HOLDER]
+        runs = trace.runs[weight_prefix(path, name)]
+        carrier: Any = find_carrier(model, path)
+        holder = carrier._modules[HOLDER]
         if runs == 0 and not holder.disabled:
-            groups.setdefault(bypassed if trace.runs[path] else skipped, []).append(path)
+            groups.setdefault(
+                bypassed if trace.runs[path.partition("!")[0]] else skipped, []
+            ).append(path)
         elif runs > 1:
             text = f"ran its plug {runs} times; plug the module around it"
             groups.setdefault(text, []).append(path)
@@ -293,7 +297,7 @@ def _find_deaf(model: nn.Module, arguments: Arguments) -> list[Problem]:
 
 
 def _is_asleep(model: nn.Module, path: str) -> bool:
-    return not is_plugged(model.get_submodule(path))
+    return not is_plugged(find_carrier(model, path))
 
 
 def _check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> list[Problem]:

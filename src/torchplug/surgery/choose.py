@@ -1,7 +1,7 @@
 """Choose the places for a call of plug: those the user asks for, or the paper's own."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import nn
@@ -28,6 +28,9 @@ def choose_sites(
     at: At | None,
     stages: Sequence[int] | None,
     every: int | None,
+    *,
+    within: str | None = None,
+    where: Callable[[Site], bool] | None = None,
 ) -> list[Site]:
     """Return the sites that a call asks for; the paper's place where it asks for none.
 
@@ -43,7 +46,7 @@ def choose_sites(
     if mode == "merge":
         candidates = _select_entrances(scene, recipe, at)
     else:
-        candidates = select_sites(scene.model, scene.sites, at)
+        candidates = select_sites(scene.model, scene.sites, at, within=within, where=where)
     chosen = [site for site in candidates if stages is None or site.stage in stages]
     chosen = _thin_out(chosen, every or 1)
     if not chosen:
@@ -67,25 +70,14 @@ def _find_own_place(recipe: Recipe, mode: Mode) -> At:
         )
         raise UsageError(text)
     place = recipe.card.place
-    if place.role in ROLES or mode == "merge":
+    if mode == "merge" or (place.role in ROLES and (place.role != "conv3x3" or mode == "replace")):
         return place.role
-    if place.role == "conv3x3" and mode == "replace":
-        return is_conv3x3
     text = explain(
         f"plug finds these roles by itself: {', '.join(ROLES)}",
         f"{recipe.module}, whose paper puts it at {place.role!r} ({place.note})",
         f"name the places with at=, or build torchplug.{recipe.card.factory.__name__}",
     )
     raise PlugError(text)
-
-
-def is_conv3x3(path: str, module: nn.Module) -> bool:  # noqa: ARG001 - a predicate of plug
-    """Whether a module is a 3x3 convolution.
-
-    >>> is_conv3x3("", nn.Conv2d(3, 8, 3)), is_conv3x3("", nn.Conv2d(3, 8, 1))
-    (True, False)
-    """
-    return isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3)
 
 
 def _select_entrances(scene: Scene, recipe: Recipe, at: Any) -> list[Site]:

@@ -68,7 +68,11 @@ def take_fingerprint(model: nn.Module, paths: Iterable[str]) -> Fingerprint:
     state = base_state(model)
     return Fingerprint(
         host=type(model).__name__,
-        classes={path: _name_class(modules[path]) for path in paths if path in modules},
+        classes={
+            path: _name_class(modules[carrier])
+            for path in paths
+            if (carrier := path.partition("!")[0]) in modules
+        },
         tensors={name: tuple(tensor.shape) for name, tensor in state.items()},
         values=hash_tensors(state),
     )

@@ -4,6 +4,7 @@ from torch import nn
 
 from torchplug.errors import PlugError, explain
 from torchplug.surgery.attach import HOLDER, detach, find_plugs
+from torchplug.surgery.op_anchor import find_carrier
 from torchplug.surgery.replace import Beside, Replacement
 
 
@@ -34,7 +35,7 @@ def merge_plugs(model: nn.Module, name: str | None = None) -> int:
     """
     merged = []
     for path, plug_name, plug in find_plugs(model):
-        host = model.get_submodule(path)
+        host = find_carrier(model, path)
         if isinstance(plug, Replacement) and name in {None, plug_name} and plug.can_merge:
             _check_alone(host, path)
             merged.append((path, plug_name, plug, plug.merge(host)))

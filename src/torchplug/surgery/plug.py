@@ -8,10 +8,11 @@ import torch
 from torch import nn
 
 from torchplug.errors import PlugError, UsageError, explain, nearest
-from torchplug.surgery.attach import attach, detach, find_plugs
+from torchplug.surgery.attach import find_plugs
 from torchplug.surgery.build import Recipe, build_plug, read_recipe
 from torchplug.surgery.choose import choose_sites, find_misfit, mode_of
 from torchplug.surgery.memory import forget, remember
+from torchplug.surgery.op_anchor import attach_at, detach_at
 from torchplug.surgery.plan import Mode, Plan, PlannedPlug, Start
 from torchplug.surgery.replace import Replacement, find_resting
 from torchplug.surgery.report import PlugReport, count_gates
@@ -31,6 +32,8 @@ def plug(
     start: Start = "identity",
     stages: Sequence[int] | None = None,
     every: int | None = None,
+    within: str | None = None,
+    where: Callable[[Site], bool] | None = None,
     seed: int = 0,
     name: str | None = None,
     mode: Mode | None = None,
@@ -47,11 +50,12 @@ def plug(
             yet: plug the inner module first.
         what: a key of the catalogue (``"cbam"``), a module class whose first argument is the
             number of channels, a factory ``(site) -> Module``, or a :class:`Plan` to repeat.
-        at: where: a role (``"bottleneck"``, ``"block"``, ``"stage"``, ``"backbone_end"``), a module
-            path, a glob (``"layer?.*.bn2"``; ``**`` crosses dots), ``"re:…"``, a module class, a
-            predicate ``(path, module) -> bool``, or a list of these. ``None`` is the place in
-            the module's own paper.
-        example: the shape of a small batch, a tensor, or the arguments of the forward.
+        at: where: a role (``"bottleneck"``, ``"stage"``, …: :func:`torchplug.sites` shows them),
+            the id of a site, a module path, a glob (``"layer?.*.bn2"``; ``**`` crosses dots),
+            ``"re:…"``, a module class, a predicate ``(path, module) -> bool`` or
+            ``(site) -> bool``, or a list of these. ``None`` is the place in the module's paper.
+        example: the shape of a small batch, a tensor, a tuple of arguments of the forward, a
+            dict of keyword arguments, or a pair ``(args, kwargs)``.
         start: ``"identity"`` makes the plugged model compute what the base computed, by a
             learned gate of zero where the module itself does not start so; ``"paper"`` leaves
             the module as its authors start it. In the place of a convolution, ``"identity"`` keeps
@@ -61,6 +65,8 @@ def plug(
             how far the output moved.
         stages: keep only the sites in these stages, counted from 1 after the stem.
         every: keep every n-th site of each stage: ``2`` keeps the second, fourth, …
+        within: keep only the sites below this path or glob: ``"backbone"``.
+        where: keep only the sites for which this is true: ``lambda site: site.stride == 8``.
         seed: of the modules' own initial weights; the global generator is not touched.
         name: of the plug, in weight names and for :func:`unplug`; the key if not given.
         mode: how the plug meets its place: ``"attach"`` behind the host's module, ``"replace"`` in
@@ -86,13 +92,14 @@ def plug(
     check_host(model)
     scene = Scene(model, read_example(example, model))
     if isinstance(what, Plan):
-        _check_nothing_else(at=at, stages=stages, every=every, name=name, mode=mode, **options)
+        limits = {"stages": stages, "every": every, "within": within, "where": where}
+        _check_nothing_else(at=at, **limits, name=name, mode=mode, **options)
         recipes = [read_recipe(p.module, p.name, p.options) for p in what.plugs]
         return _attach(what, _build(what, recipes, scene), scene)
     recipe = read_recipe(what, name, options)
     how = mode_of(recipe) if mode is None else mode
     _check_words(start, how)
-    chosen = choose_sites(scene, recipe, how, at, stages, every)
+    chosen = choose_sites(scene, recipe, how, at, stages, every, within=within, where=where)
     plan = _make_plan(model, recipe, chosen, options, start, seed, how)
     if at is not None or how != "replace":
         return _attach(plan, _build(plan, [recipe] * len(chosen), scene), scene)
@@ -176,7 +183,7 @@ def unplug(
         fix = nearest(name, names) if names else "the model has no plugs"
         raise PlugError(explain("unplug takes the name of a plug", repr(name), fix))
     for path, plug_name in wanted:
-        detach(model.get_submodule(path), plug_name)
+        detach_at(model, path, plug_name)
     forget(model, name, steps)
     return len(wanted)
 
@@ -185,7 +192,7 @@ def attach_steps(model: nn.Module, steps: Sequence[Step], plan: Plan) -> None:
     """Attach every built plug, each with its own part of the plan."""
     for step in steps:
         own = dataclasses.replace(plan, plugs=(step.planned,))
-        attach(model.get_submodule(step.planned.path), step.planned.name, step.module, own)
+        attach_at(model, step.planned.path, step.planned.name, step.module, own)
 
 
 _WRAPPERS = {"DataParallel", "DistributedDataParallel", "FullyShardedDataParallel"} | {

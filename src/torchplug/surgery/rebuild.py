@@ -14,9 +14,9 @@ from torch.nn import functional as F
 
 from torchplug.catalog import cards
 from torchplug.errors import PlugError, UsageError, explain, nearest
-from torchplug.surgery.attach import HOLDER
 from torchplug.surgery.build import Place, Recipe, build_plug, read_recipe
 from torchplug.surgery.fingerprint import join
+from torchplug.surgery.op_anchor import find_carrier, weight_prefix
 from torchplug.surgery.plan import Plan, PlannedPlug
 from torchplug.surgery.scene import Scene
 from torchplug.surgery.sites import Site
@@ -37,7 +37,7 @@ def build_empty(
         PlugError: if a module cannot be built with its options or changes the shape of its map.
     """
     return {
-        join(step.planned.path, HOLDER, step.planned.name, name): tensor
+        join(weight_prefix(step.planned.path, step.planned.name), name): tensor
         for step in build_steps(plan, factories, model, scene, is_empty=True)
         for name, tensor in step.module.state_dict().items()
     }
@@ -106,7 +106,7 @@ def _make_place(
     plan: Plan,
 ) -> Place:
     """What the model has at a planned place: from its layers where these tell, else from a run."""
-    host = model.get_submodule(planned.path)
+    host = find_carrier(model, planned.path)
     site = _make_site(planned, recipe, model, device)
     if planned.mode == "attach":
         return Place(site=site, host=host)
@@ -151,7 +151,7 @@ def _make_site(planned: PlannedPlug, recipe: Recipe, model: nn.Module, device: s
     if not recipe.takes_site and device is None:
         # a module of channels is tested as well on a small map, which a file cannot make huge
         height, width = min(height, _LARGEST_TEST_MAP), min(width, _LARGEST_TEST_MAP)
-    like = _find_float(model.get_submodule(planned.path), model)
+    like = _find_float(find_carrier(model, planned.path), model)
     return Site(
         role=planned.role,
         path=planned.path,

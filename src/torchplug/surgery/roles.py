@@ -6,7 +6,7 @@ resolution is about to fall. The backbone ends before the map is collapsed for t
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -14,8 +14,8 @@ from torch import nn
 from torchplug.surgery.trace import Call, Trace, Value
 
 _ADDS = {"add", "add_", "__add__", "__iadd__", "__radd__"}
-_JOINS = _ADDS | {"cat", "concat", "concatenate"}
-_MIXING = {"conv1d", "conv2d", "conv_transpose2d", "linear", "matmul", "bmm", "__matmul__"} | {
+JOINS = _ADDS | {"cat", "concat", "concatenate"}
+MIXING = {"conv1d", "conv2d", "conv_transpose2d", "linear", "matmul", "bmm", "__matmul__"} | {
     "einsum",
     "deform_conv2d",
     "scaled_dot_product_attention",
@@ -26,13 +26,18 @@ _POOLS = {"max_pool2d", "avg_pool2d", "lp_pool2d", "boolean_dispatch", "fn"} | {
 }
 _FLATTENS = {"flatten", "view", "reshape"}
 _COLLAPSES = {"mean", "amax", "sum", *_FLATTENS, *_POOLS}
-_UPSAMPLES = {"interpolate", "upsample", "conv_transpose2d", "pixel_shuffle", "grid_sample"}
-_DOWNSAMPLES = _MIXING | _POOLS | {"__getitem__", "pixel_unshuffle", "interpolate"}
+UPSAMPLES = {"interpolate", "upsample", "conv_transpose2d", "pixel_shuffle", "grid_sample"}
+_DOWNSAMPLES = MIXING | _POOLS | {"__getitem__", "pixel_unshuffle", "interpolate"}
 # what a projection shortcut may consist of
 _LIGHT = {"batch_norm", "layer_norm", "group_norm", "instance_norm", "conv2d", "pad", "dropout"} | (
-    _POOLS | {"permute", "contiguous", "to", "type", "clone", "__getitem__", "relu", "relu_", "cat"}
+    _POOLS
+    | {"permute", "contiguous", "to", "type", "clone", "__getitem__", "relu", "relu_", "cat"}
+    | {"apply_one"}  # plugs that are already there
 )
 _MOST_PROJECTIONS = 2
+# what a sum of parallel branches that fold into one convolution may consist of
+_SCALES = {"mul", "mul_", "__mul__", "__rmul__"}
+_LINEAR = {"conv2d", "batch_norm", "pad", "sub", "__sub__", "contiguous"} | _SCALES | _ADDS
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +65,8 @@ class Stages:
         for number, end in enumerate(self.ends, start=1):
             if value.index <= end.index:
                 return number
-        return None
+        last = self.backbone_end
+        return len(self.ends) if last is not None and value.index <= last.index else None
 
 
 def find_blocks(trace: Trace) -> list[ResidualBlock]:
@@ -91,9 +97,11 @@ def _find_branch(operands: list[Value], call: Call) -> Value | None:
     if not cones[0] & cones[1]:
         return None  # the operands do not come from one map: a merge
     own = [cones[0] - cones[1], cones[1] - cones[0]]
-    if any(value.op in _UPSAMPLES for side in own for value in side):
+    if any(value.op in UPSAMPLES for side in own for value in side):
         return None
-    mixing = [sum(value.op in _MIXING for value in side) for side in own]
+    mixing = [sum(value.op in MIXING for value in side) for side in own]
+    if _is_one_convolution(own[0] | own[1]):
+        return None
     for shortcut in (0, 1):
         branch = 1 - shortcut
         identity = not own[shortcut] and mixing[branch] > 0
@@ -102,8 +110,24 @@ def _find_branch(operands: list[Value], call: Call) -> Value | None:
     return None
 
 
+def _is_one_convolution(values: set[Value]) -> bool:
+    """Whether the two sides sum to one convolution: parallel kernels, norms and scales.
+
+    RepVGG, MobileOne, FastViT and RepViT fold such sums into one kernel for inference. They are
+    no residual blocks, and a module inside one would make the folding wrong.
+    """
+    depth: dict[Value, int] = {}
+    for value in sorted(values, key=lambda value: value.index):
+        maps = [source for source in value.inputs if source.is_map]
+        if value.op not in _LINEAR or (value.op in _SCALES and len(maps) > 1):
+            return False
+        before = max((depth.get(source, 0) for source in maps), default=0)
+        depth[value] = before + (value.op in MIXING)
+    return max(depth.values(), default=0) == 1
+
+
 def _is_light(side: set[Value]) -> bool:
-    projections = sum(value.op in _MIXING for value in side)
+    projections = sum(value.op in MIXING for value in side)
     return all(value.op in _LIGHT for value in side) and projections <= _MOST_PROJECTIONS
 
 
@@ -121,28 +145,52 @@ def _cone(value: Value, call: Call) -> set[Value]:
     return seen
 
 
-def find_stages(trace: Trace, blocks: list[ResidualBlock], model: nn.Module) -> Stages:
-    """Return the ends of the stages, the stem left out, and the end of the backbone."""
-    image = _find_image(trace)
+def find_stages(
+    trace: Trace,
+    blocks: list[ResidualBlock],
+    model: nn.Module,
+    *,
+    ends: Sequence[Value] = (),
+    backbone_end: Value | None = None,
+    has_stem: bool = True,
+) -> Stages:
+    """Return the ends of the stages, the stem left out, and the end of the backbone.
+
+    ``ends`` and ``backbone_end`` are what is known without the trace; ``has_stem`` says whether
+    the first of the ends may only close the stem.
+    """
+    image = find_image(trace)
     if image is None:
         return Stages((), None)
-    limit = _first_upsample(trace, image)
-    ends = [
-        end
-        for resolution, first_down in _resolution_falls(trace, image, limit)
-        if (end := _last_map_before(first_down, resolution, model, trace)) is not None
-    ]
-    backbone_end = _find_backbone_end(trace, blocks, image, limit)
-    if backbone_end is not None:
-        ends = [end for end in ends if end.index < backbone_end.index]
-        if not ends or ends[-1].size[0] > backbone_end.size[0]:
-            ends.append(backbone_end)
-    stem, ends = _split_stem(ends, blocks, trace)
+    first_upsample = next(find_upsamples(trace, image), None)
+    limit = len(trace.values) if first_upsample is None else first_upsample.index
+    last = backbone_end or _find_backbone_end(trace, blocks, image, limit)
+    if ends:
+        kept = sorted(ends, key=lambda end: end.index)
+        if backbone_end is None and (last is None or last.index < kept[-1].index):
+            last = kept[-1]
+    else:
+        kept = _find_ends(trace, image, limit, model)
+        kept = [end for end in kept if last is None or end.index < last.index]
+        if last is not None and (not kept or kept[-1].size[0] > last.size[0]):
+            kept.append(last)
+    stem = None
+    if has_stem:
+        stem, kept = _split_stem(kept, blocks, trace, image)
     first = stem.index + 1 if stem is not None else image.index + 1
-    return Stages(tuple(ends), backbone_end, first)
+    return Stages(tuple(kept), last, first)
 
 
-def _find_image(trace: Trace) -> Value | None:
+def _find_ends(trace: Trace, image: Value, limit: int, model: nn.Module) -> list[Value]:
+    """The maps at which the resolution is about to fall, the stem's among them."""
+    maps = [
+        _last_map_before(first_down, resolution, model, trace)
+        for resolution, first_down in _resolution_falls(trace, image, limit)
+    ]
+    return [value for value in maps if value is not None]
+
+
+def find_image(trace: Trace) -> Value | None:
     """The map that the first convolution reads."""
     for value in trace.maps:
         if value.op == "conv2d":
@@ -150,13 +198,13 @@ def _find_image(trace: Trace) -> Value | None:
     return None
 
 
-def _first_upsample(trace: Trace, image: Value) -> int:
+def find_upsamples(trace: Trace, image: Value) -> Iterator[Value]:
+    """Yield the maps that an upsampling operation enlarged, after the image was read."""
     for value in trace.maps:
         source = next((v for v in value.inputs if v.is_map), None)
         grows = source is not None and value.size[0] > source.size[0]
-        if value.op in _UPSAMPLES and grows and value.index > image.index:
-            return value.index
-    return len(trace.values)
+        if value.op in UPSAMPLES and grows and value.index > image.index:
+            yield value
 
 
 def _resolution_falls(trace: Trace, image: Value, limit: int) -> Iterator[tuple[float, Value]]:
@@ -198,7 +246,7 @@ def _is_at(value: Value, resolution: float) -> bool:
 def _holds_more(call: Call, depth: int, down: Value, model: nn.Module, trace: Trace) -> bool:
     inside = [v for v in trace.maps if v.index < down.index and v.is_inside(call)]
     old = trace.entries[call].size[0]
-    if any(value.op in _JOINS and _is_at(value, old) for value in inside):
+    if any(value.op in JOINS and _is_at(value, old) for value in inside):
         return True
     if not isinstance(model.get_submodule(call.path), nn.Sequential):
         return False
@@ -211,24 +259,39 @@ def _holds_more(call: Call, depth: int, down: Value, model: nn.Module, trace: Tr
 def _find_backbone_end(
     trace: Trace, blocks: list[ResidualBlock], image: Value, limit: int
 ) -> Value | None:
-    """The map before the global collapse; in a dense network, the last block's output."""
-    if limit < len(trace.values):
-        inner = [block for block in blocks if block.add.index < limit]
-        return _output_of(inner[-1], trace) if inner else None
+    """The map before the global collapse, or else the output of the last block's stage.
+
+    A detector's heads flatten many maps, and those of a network with a neck may flatten regions:
+    there only a global pooling ends the backbone.
+    """
+    pooled: list[Value] = []
+    flattened: list[Value] = []
     for value in trace.values:
         source = next((v for v in value.inputs if v.is_map), None)
         if source is None or value.op not in _COLLAPSES or source.index <= image.index:
             continue
-        collapsed = max(value.shape[2:], default=1) == 1
-        if (collapsed or value.op in _FLATTENS) and not _feeds_a_map(value):
-            return source
-    return None
+        if max(value.shape[2:], default=1) == 1 or value.op in _FLATTENS:
+            if _feeds_a_map(value):
+                continue
+            (flattened if value.op in _FLATTENS else pooled).append(source)
+    has_heads = limit < len(trace.values) or len({source.size for source in flattened}) > 1
+    ends = pooled if has_heads else sorted(pooled + flattened, key=lambda value: value.index)
+    if ends:
+        return ends[0]
+    inner = [block for block in blocks if block.add.index < limit]
+    return _output_around(inner[-1], trace, limit) if inner else None
 
 
-def _output_of(block: ResidualBlock, trace: Trace) -> Value:
-    """The output of the module call that executes the add."""
-    outputs = [value for value in trace.maps if block.call in value.producers]
-    return outputs[-1] if outputs else block.add
+def _output_around(block: ResidualBlock, trace: Trace, limit: int) -> Value:
+    """The output of the outermost call around a block that is one map of the block's size."""
+    calls = block.add.calls[: block.add.calls.index(block.call) + 1]
+    outputs = {
+        call: value
+        for value in trace.maps
+        if value.index < limit and value.size == block.add.size
+        for call in value.producers
+    }
+    return next((outputs[call] for call in calls if call.path and call in outputs), block.add)
 
 
 def _feeds_a_map(value: Value) -> bool:
@@ -247,18 +310,20 @@ def _feeds_a_map(value: Value) -> bool:
 
 
 def _split_stem(
-    ends: list[Value], blocks: list[ResidualBlock], trace: Trace
+    ends: list[Value], blocks: list[ResidualBlock], trace: Trace, image: Value
 ) -> tuple[Value | None, list[Value]]:
     """Separate the leading ends that only close the stem.
 
-    A stem holds no residual block; in a network without blocks it holds at most one convolution.
+    A stem holds no residual block and halves the image at most once, or holds at most one
+    convolution. In a network without blocks the convolutions alone decide.
     """
     stem = None
     convolutions = [value.index for value in trace.maps if value.op == "conv2d"]
     adds = [block.add.index for block in blocks]
-    while ends:
-        before = [index for index in (adds or convolutions[1:]) if index <= ends[0].index]
-        if before or len(ends) == 1:
+    while len(ends) > 1:
+        few = sum(index <= ends[0].index for index in convolutions) <= 1
+        high = bool(adds) and image.size[0] <= 2 * ends[0].size[0] + 1
+        if any(index <= ends[0].index for index in adds) or not (few or high):
             break
         stem, *ends = ends
     return stem, ends

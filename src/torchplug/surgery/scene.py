@@ -8,10 +8,12 @@ from torch import nn
 from torchplug.errors import PlugError, explain
 from torchplug.surgery.attach import find_plugs
 from torchplug.surgery.build import Place
+from torchplug.surgery.find import sites_in
 from torchplug.surgery.intake import Entrance, drop_unused, find_entrances
 from torchplug.surgery.measure import counting_flops
+from torchplug.surgery.op_anchor import parse_anchor
 from torchplug.surgery.plan import Mode, Plan, PlannedPlug
-from torchplug.surgery.sites import NAMED, Site, Sites, sites_in
+from torchplug.surgery.sites import NAMED, Site, Sites
 from torchplug.surgery.trace import Arguments, Call, record
 
 MERGE = "merge"
@@ -62,7 +64,8 @@ class Scene:
         """
         site = self._find_site(planned, plan)
         _check_site(site, planned, self._taken)
-        host = self.model.get_submodule(planned.path)
+        point = parse_anchor(planned.path)
+        host = self.model.get_submodule(planned.path if point is None else point.path)
         if planned.mode == "merge":
             entrance = self.entrances[planned.path]
             used = drop_unused(self.model, self.arguments, entrance)

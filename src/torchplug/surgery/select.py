@@ -1,5 +1,10 @@
-"""Choose sites: by role, path, glob, regular expression, type, predicate, or a list of these."""
+"""Choose sites: by role, id, path, glob, regular expression, type, predicate, or a list of these.
 
+A predicate of one argument gets each site of the table; one of two gets the path and the module of
+each place whose output is one map.
+"""
+
+import inspect
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,23 +14,52 @@ from torch import nn
 from torchplug.errors import PlugError, explain, nearest
 from torchplug.surgery.sites import ROLES, Site, Sites
 
-Where = str | type[nn.Module] | Callable[[str, nn.Module], bool]
+Predicate = Callable[[str, nn.Module], bool] | Callable[[Site], bool]
+Where = str | type[nn.Module] | Predicate
 At = Where | Sequence[Where]
 
 
-def select_sites(model: nn.Module, sites: Sites, at: At) -> list[Site]:
+def select_sites(
+    model: nn.Module,
+    sites: Sites,
+    at: At,
+    *,
+    within: str | None = None,
+    where: Callable[[Site], bool] | None = None,
+) -> list[Site]:
     """Return the sites that ``at`` names, each once, in the order they were found.
+
+    ``within`` keeps those below a path, or below what a glob matches; ``where`` keeps those for
+    which it is true.
 
     Raises:
         PlugError: if ``at`` names nothing, or if one entry of a list names nothing: a typing
-            error in a list must not pass in silence.
+            error in a list must not pass in silence. Also if nothing passes the limits.
     """
     entries: Sequence[Where] = at if isinstance(at, (list, tuple)) else [at]  # type: ignore[list-item]
     chosen: dict[str, Site] = {}
     for entry in entries:
         for site in _select_one(model, sites, entry):
             chosen.setdefault(site.path, site)
-    return list(chosen.values())
+    found = list(chosen.values())
+    if within is not None:
+        scope = re.compile(f"(?:{_glob_pattern(within).pattern})(?:[.!].*)?")
+        found = _keep(found, lambda site: bool(scope.fullmatch(site.path)), f"within={within!r}")
+    if where is not None:
+        found = _keep(found, where, "where")
+    return found
+
+
+def _keep(sites: list[Site], passes: Callable[[Site], bool], limit: str) -> list[Site]:
+    kept = [site for site in sites if passes(site)]
+    if not kept:
+        text = explain(
+            f"{limit} must leave at least one site",
+            f"none of {len(sites)}: {', '.join(site.path for site in sites[:4])}, …",
+            "widen it, or choose other places with at=",
+        )
+        raise PlugError(text)
+    return kept
 
 
 def _select_one(model: nn.Module, sites: Sites, entry: Any) -> list[Site]:
@@ -33,6 +67,8 @@ def _select_one(model: nn.Module, sites: Sites, entry: Any) -> list[Site]:
         found = _select_by_text(sites, entry)
     elif isinstance(entry, type):
         found = _select_by_module(model, sites, lambda _, module: isinstance(module, entry))
+    elif callable(entry) and _takes_a_site(entry):
+        found = [site for site in sites if entry(site)]
     elif callable(entry):
         found = _select_by_module(model, sites, entry)
     else:
@@ -47,11 +83,37 @@ def _select_one(model: nn.Module, sites: Sites, entry: Any) -> list[Site]:
     return found
 
 
+def _takes_a_site(predicate: Callable[..., bool]) -> bool:
+    """Whether a predicate has one argument, a site, rather than a path and a module."""
+    try:
+        parameters = inspect.signature(predicate).parameters.values()
+    except ValueError:  # some built-in callables have no signature
+        return False
+    positional = {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD}
+    required = [p for p in parameters if p.kind in positional and p.default is p.empty]
+    return len(required) == 1 and not any(p.kind is p.VAR_POSITIONAL for p in parameters)
+
+
 def _select_by_text(sites: Sites, text: str) -> list[Site]:
     if text in ROLES:
         return list(sites.with_role(text))
-    pattern = re.compile(text[3:]) if text.startswith("re:") else _glob_pattern(text)
-    return [site for path, site in sites.outputs.items() if pattern.fullmatch(path)]
+    by_id = [site for site in sites if site.id == text]
+    if by_id:
+        return by_id
+    pattern = _compile(text[3:]) if text.startswith("re:") else _glob_pattern(text)
+    return [
+        site
+        for path, site in sites.outputs.items()
+        if pattern.fullmatch(path) and ("!" in text or site.kind == "module")
+    ]
+
+
+def _compile(expression: str) -> re.Pattern[str]:
+    try:
+        return re.compile(expression)
+    except re.error as error:
+        text = explain("'re:…' is a regular expression", f"{expression!r}: {error}", "correct it")
+        raise PlugError(text) from error
 
 
 def _glob_pattern(glob: str) -> re.Pattern[str]:
@@ -64,7 +126,11 @@ def _glob_pattern(glob: str) -> re.Pattern[str]:
 def _select_by_module(
     model: nn.Module, sites: Sites, where: Callable[[str, nn.Module], bool]
 ) -> list[Site]:
-    return [site for path, site in sites.outputs.items() if where(path, model.get_submodule(path))]
+    return [
+        site
+        for path, site in sites.outputs.items()
+        if site.kind == "module" and where(path, model.get_submodule(path))
+    ]
 
 
 def _explain_nothing(model: nn.Module, sites: Sites, entry: Any) -> str:

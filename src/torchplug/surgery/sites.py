@@ -1,21 +1,25 @@
 """The places in a model where a module can go, by role."""
 
+import importlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
-from torchplug.surgery.roles import Stages, find_blocks, find_stages
-from torchplug.surgery.trace import Call, Trace, Value, read_example, record
+from torchplug.errors import MissingExtra, explain
+from torchplug.surgery.metadata import TRACE
 
 ROLES = {
     "bottleneck": "the residual branch, before the add",
     "block": "after a residual block",
     "stage": "the end of a stage",
     "backbone_end": "the last map before pooling or head",
+    "conv3x3": "the output of a 3x3 convolution",
+    "upsample": "an upsampled map",
+    "merge": "where an upsampled map joins another",
+    "pyramid": "a level of the maps of several sizes that a neck or decoder hands on",
 }
 NAMED = "named"
 """The role of a site that was chosen by its path."""
@@ -23,11 +27,12 @@ NAMED = "named"
 
 @dataclass(frozen=True, kw_only=True)
 class Site:
-    """One place: the output of one module.
+    """One place: the output of one module, or an operation where no module carries the place.
 
     ``path`` names the place as users see it (``layer1``); ``anchor`` is the module that carries
     the plug (``layer1.2``): the last block, which a host that checkpoints the blocks one by one
-    cannot pass by.
+    cannot pass by. For an operation both are ``module!op#k``, the result of the k-th call of
+    ``op`` while ``module`` runs (``features!relu#0``), or ``module!op#k.i``, its i-th operand.
     """
 
     role: str
@@ -48,6 +53,12 @@ class Site:
     """How often the anchor ran in one forward."""
 
     layout: str
+    kernel: tuple[int, int] | None = None
+    """Kernel size where the anchor is a convolution."""
+
+    source: str = TRACE
+    """Who said so: ``"user"`` (a path, ``torchplug_roles``), ``"metadata"`` or ``"trace"``."""
+
     device: torch.device | None = None
     dtype: torch.dtype | None = None
 
@@ -56,15 +67,21 @@ class Site:
         """``role:path``, unique in a model."""
         return f"{self.role}:{self.path}"
 
+    @property
+    def kind(self) -> str:
+        """What carries the plug: ``"module"`` or ``"op"``."""
+        return "op" if "!" in self.anchor else "module"
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Sites:
     """The sites of a model: iterable, filterable, and a table when printed.
 
+    >>> import torchplug as tp
     >>> from torch import nn
-    >>> found = find_sites(nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1)), (1, 3, 9, 9))
+    >>> found = tp.sites(nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1)), (1, 3, 9, 9))
     >>> [site.id for site in found]
-    ['stage:0', 'backbone_end:0']
+    ['stage:0', 'backbone_end:0', 'conv3x3:0']
     """
 
     found: tuple[Site, ...]
@@ -104,129 +121,50 @@ class Sites:
                 "stride": site.stride,
                 "height": site.size[0],
                 "width": site.size[1],
+                "kernel": None if site.kernel is None else f"{site.kernel[0]}x{site.kernel[1]}",
                 "runs": site.runs,
+                "anchor": site.anchor,
+                "kind": site.kind,
+                "source": site.source,
             }
             for site in self.found
         ]
 
+    def to_pandas(self) -> Any:
+        """Return the table as a ``pandas.DataFrame``, one row for each site, indexed by id.
+
+        Raises:
+            MissingExtra: if pandas is not installed.
+
+        >>> import torchplug as tp
+        >>> from torchplug.hosts import build_model
+        >>> sites = tp.sites(build_model("torchplug:resnet8", in_channels=1), (1, 1, 8, 8))
+        >>> sites.rows()[0]["channels"]  # sites.to_pandas()["channels"]["bottleneck:layer1.bn2"]
+        16
+        """
+        try:
+            pandas = importlib.import_module("pandas")
+        except ModuleNotFoundError as error:
+            fix = "install it with: pip install pandas; rows() needs nothing"
+            text = explain("to_pandas needs pandas", "an environment without it", fix)
+            raise MissingExtra(text) from error
+        index = pandas.Index([site.id for site in self.found], name="id")
+        return pandas.DataFrame(self.rows(), index=index)
+
     def __str__(self) -> str:
-        header = ("role", "path", "stage", "channels", "stride", "H x W", "runs")
-        lines = [header] + [
-            (
-                site.role,
-                site.path,
-                "-" if site.stage is None else str(site.stage),
-                str(site.channels),
-                str(site.stride),
-                f"{site.size[0]} x {site.size[1]}",
-                str(site.runs),
-            )
-            for site in self.found
-        ]
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        cells = [tuple(_HEADER)]
+        for row in self.rows():
+            row["H x W"] = f"{row['height']} x {row['width']}"
+            row["anchor"] = None if row["anchor"] == row["path"] else row["anchor"]
+            cells.append(tuple("-" if row[n] is None else str(row[n]) for n in _HEADER))
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         return "\n".join(
             "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-            for line in lines
+            for line in cells
         )
 
-
-def find_sites(model: nn.Module, example: Any) -> Sites:
-    """Return the places in ``model`` where a module can go, found by running it once.
-
-    The model runs in evaluation mode without gradients and is left exactly as it was.
-
-    Args:
-        model: any module with feature maps; it is not changed.
-        example: the shape of a small batch, a tensor, or the arguments of the forward.
-
-    Returns:
-        Sites in the order of roles, then of execution; printing them gives a table.
-    """
-    return sites_in(model, record(model, read_example(example, model)))
+    __repr__ = __str__
 
 
-def sites_in(model: nn.Module, trace: Trace) -> Sites:
-    """Return the sites that a trace of ``model`` shows."""
-    blocks = find_blocks(trace)
-    stages = find_stages(trace, blocks, model)
-    maker = _SiteMaker(model, trace, stages)
-    found: list[Site | None] = []
-    for block in blocks:
-        within = [call for call in block.branch.producers if call.path != block.call.path]
-        inside = [call for call in within if _is_under(call.path, block.call.path)]
-        found.append(maker.make("bottleneck", block.branch, inside[-1:]))
-    for block in blocks:
-        outputs = [value for value in trace.maps if block.call in value.producers]
-        if outputs:
-            found.append(maker.make("block", outputs[-1], [block.call]))
-    found += [maker.make("stage", end, maker.outermost(end)) for end in stages.ends]
-    if stages.backbone_end is not None:
-        end = stages.backbone_end
-        found.append(maker.make("backbone_end", end, maker.outermost(end)))
-    unique = {site.id: site for site in found if site is not None}
-    outputs_by_path = {
-        call.path: site
-        for value in trace.maps
-        for call in value.producers
-        if call.path and (site := maker.make(NAMED, value, [call])) is not None
-    }
-    return Sites(tuple(unique.values()), outputs_by_path)
-
-
-class _SiteMaker:
-    """Turns values of a trace into sites."""
-
-    def __init__(self, model: nn.Module, trace: Trace, stages: Stages) -> None:
-        self.model, self.trace, self.stages = model, trace, stages
-        image = next((v for v in trace.values if v.op == "input" and len(v.shape) == 4), None)
-        self.input_height = image.size[0] if image else 0
-
-    def make(self, role: str, value: Value, calls: list[Call]) -> Site | None:
-        """A site at the output of the given call; None where no module carries it."""
-        if not calls:
-            return None
-        path = calls[-1].path
-        anchor = self._innermost(path)
-        return Site(
-            role=role,
-            path=path,
-            anchor=anchor,
-            stage=self.stages.number(value),
-            shape=value.shape,
-            channels=value.channels,
-            size=value.size,
-            stride=max(round(self.input_height / max(value.size[0], 1)), 1),
-            runs=self.trace.runs[anchor],
-            layout=value.layout or "NCHW",
-            device=value.device,
-            dtype=value.dtype,
-        )
-
-    def outermost(self, value: Value) -> list[Call]:
-        """The outermost call that returns ``value`` and began at about its resolution.
-
-        A whole backbone also returns the last stage's map; it is not the stage. Neither is a
-        call that only hands the map on, such as an ``Identity``.
-        """
-        named = [call for call in value.producers if call.path]
-        named = [call for call in named if self.trace.entries.get(call) is not value] or named
-        for call in reversed(named):
-            entry = self.trace.entries.get(call)
-            if entry is None or not entry.is_map or entry.size[0] <= 2 * value.size[0]:
-                return [call]
-        return named[-1:]
-
-    def _innermost(self, path: str) -> str:
-        """Descend from a container to its last child, which returns the same map."""
-        module = self.model.get_submodule(path)
-        while isinstance(module, nn.Sequential) and len(module) > 0:
-            last = [name for name in module._modules if name != "torchplug"][-1]
-            child = module._modules[last]
-            if child is None or self.trace.runs[f"{path}.{last}"] != 1:
-                break
-            path, module = f"{path}.{last}", child
-        return path
-
-
-def _is_under(path: str, parent: str) -> bool:
-    return not parent or path.startswith(parent + ".")
+_HEADER = ["role", "path", "stage", "channels", "stride", "H x W"]
+_HEADER += ["kernel", "runs", "kind", "anchor", "source"]

@@ -6,6 +6,7 @@ sees ``F.interpolate`` or ``cat`` as the one operation that the author wrote.
 """
 
 import contextlib
+import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -52,6 +53,8 @@ class Value:
 
     dtype: torch.dtype | None = None
     device: torch.device | None = None
+    alone: bool = True
+    """Whether the operation returned this tensor and nothing else."""
 
     @property
     def is_map(self) -> bool:
@@ -74,6 +77,16 @@ class Value:
 
 
 @dataclass(frozen=True)
+class Group:
+    """Maps that a module call returned together, or received together in one argument."""
+
+    index: int
+    """How many values there were when it was seen."""
+
+    values: tuple[Value, ...]
+
+
+@dataclass(frozen=True)
 class Trace:
     """The record of one forward."""
 
@@ -84,6 +97,7 @@ class Trace:
     entries: dict[Call, Value]
     """The first tensor that each call received."""
 
+    groups: list[Group]
     output: Any
 
     @property
@@ -97,8 +111,10 @@ def read_example(example: Any, model: nn.Module) -> Arguments:
 
     A shape becomes a random tensor on the model's device and in its type (seeded, so the same
     each time); a tensor is the only argument; a tuple or list holds positional arguments; a dict
-    holds keyword arguments.
+    holds keyword arguments; a pair of a tuple and a dict holds both.
     """
+    if _is_pair(example):
+        return tuple(example[0]), dict(example[1])
     if isinstance(example, Tensor):
         return (example,), {}
     if isinstance(example, Mapping):
@@ -114,6 +130,16 @@ def read_example(example: Any, model: nn.Module) -> Arguments:
         "pass the shape of a small batch",
     )
     raise UsageError(text)
+
+
+def _is_pair(example: Any) -> bool:
+    """Whether it is ``(args, kwargs)``; a list of images and a dict are two arguments."""
+    return (
+        isinstance(example, tuple)
+        and len(example) == 2
+        and isinstance(example[0], tuple)
+        and isinstance(example[1], Mapping)
+    )
 
 
 def _random_input(shape: tuple[int, ...], model: nn.Module) -> Tensor:
@@ -144,7 +170,7 @@ def record(model: nn.Module, arguments: Arguments) -> Trace:
     recorder = _Recorder(model, arguments)
     with evaluating(model), torch.no_grad(), recorder.hooked(), recorder:
         output = model(*arguments[0], **arguments[1])
-    return Trace(recorder.values, recorder.runs, recorder.entries, output)
+    return Trace(recorder.values, recorder.runs, recorder.entries, recorder.groups, output)
 
 
 class _Recorder(TorchFunctionMode):
@@ -158,6 +184,7 @@ class _Recorder(TorchFunctionMode):
         self.values: list[Value] = []
         self.runs: Counter[str] = Counter()
         self.entries: dict[Call, Value] = {}
+        self.groups: list[Group] = []
         self._stack: list[Call] = []
         self._current: dict[int, Value] = {}
         self._alive: list[Tensor] = []  # a freed tensor's id would be reused
@@ -173,11 +200,13 @@ class _Recorder(TorchFunctionMode):
             return func(*args, **kwargs)
         inputs = tuple(self._value(tensor) for tensor in tensors_in((args, kwargs)))
         result = func(*args, **kwargs)
-        for tensor in tensors_in(result):
+        made = tensors_in(result)
+        for tensor in made:
             value = self._add(
                 name, tensor, inputs, from_example=any(v.from_example for v in inputs)
             )
             value.layout = _find_layout(value, args)
+            value.alone = result is made[0]
         return result
 
     def _value(self, tensor: Tensor) -> Value:
@@ -224,6 +253,8 @@ class _Recorder(TorchFunctionMode):
         received = tensors_in(args)
         if received:
             self.entries[call] = self._value(received[0])
+        for argument in args:
+            self._note_group(argument)
         self._stack.append(call)
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:  # noqa: ARG002
@@ -232,14 +263,27 @@ class _Recorder(TorchFunctionMode):
         call = self._stack.pop()
         if isinstance(output, Tensor):
             self._value(output).producers.append(call)
+        else:
+            self._note_group(output)
+
+    def _note_group(self, tree: Any) -> None:
+        """Remember the maps of a list, a mapping or a dataclass of several."""
+        if isinstance(tree, Tensor):
+            return
+        known = [self._current[id(t)] for t in tensors_in(tree) if id(t) in self._current]
+        maps = tuple(value for value in known if value.is_map)
+        if len(maps) > 1:
+            self.groups.append(Group(len(self.values), maps))
 
 
 def tensors_in(tree: Any) -> list[Tensor]:
-    """Return the tensors in nested tuples, lists, dicts and dataclass-like mappings, in order."""
+    """Return the tensors in nested tuples, lists, mappings and dataclasses, in order."""
     if isinstance(tree, Tensor):
         return [tree]
-    if isinstance(tree, Mapping):
+    if isinstance(tree, Mapping):  # the outputs of transformers are mappings too
         tree = list(tree.values())
+    elif dataclasses.is_dataclass(tree) and not isinstance(tree, (type, nn.Module)):
+        tree = [getattr(tree, part.name) for part in dataclasses.fields(tree)]
     if isinstance(tree, (tuple, list)):
         return [tensor for branch in tree for tensor in tensors_in(branch)]
     return []

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from torchplug.errors import PlugError, explain
-from torchplug.surgery.attach import HOLDER
 from torchplug.surgery.measure import Change, counting_flops, measure_change
+from torchplug.surgery.op_anchor import weight_prefix
 from torchplug.surgery.plan import PlannedPlug
 from torchplug.surgery.sites import Site
 from torchplug.surgery.trace import Arguments, evaluating, record, tensors_in
@@ -43,7 +43,7 @@ def verify(
     with counting_flops() as counter:
         trace = record(model, arguments)
     for step in steps:
-        path = f"{step.planned.path}.{HOLDER}.{step.planned.name}"
+        path = weight_prefix(step.planned.path, step.planned.name)
         if trace.runs[path] != 1:
             text = explain(
                 "each plug must run once in a forward",
