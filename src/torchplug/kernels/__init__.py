@@ -1,5 +1,6 @@
 """Operators with a faster eager form; each has a plain twin of the same meaning beside it."""
 
+from torchplug.kernels.attention import attend as attend
 from torchplug.kernels.eager import to_fast_layout as to_fast_layout
 from torchplug.kernels.gates import Rule as Rule
 from torchplug.kernels.gates import add_context as add_context
@@ -18,6 +19,7 @@ __all__ = [
     "add_strips",
     "apply_gate",
     "apply_gates",
+    "attend",
     "pool_channels",
     "pool_positions",
     "pool_strips",

@@ -29,6 +29,7 @@ from torch.nn import functional as F
 
 from torchplug.card import Card, CheckpointFormat, Paper, Place, Sample, State
 from torchplug.errors import explain
+from torchplug.kernels import attend
 from torchplug.nn import check_choice, hidden_width
 
 Pairwise = Literal["embedded_gaussian", "gaussian", "dot_product", "concatenation"]
@@ -160,9 +161,7 @@ class NonLocal(nn.Module):
             ours, theirs = self.project.weight.reshape(2, self.hidden_channels, 1)
             energy = query @ ours + (key @ theirs).mT  # of every pair of positions
             return energy.relu() @ value / key.shape[1]
-        # one attention head; the fused operators take rows without gaps only
-        query, key, value = (rows[:, None].contiguous() for rows in (query, key, value))
-        return F.scaled_dot_product_attention(query, key, value, scale=self.scale)[:, 0]
+        return attend(query, key, value, self.scale)
 
     def _pool(self, x: Tensor) -> Tensor:
         sides = [2 if side >= 2 else 1 for side in x.shape[2:]]
