@@ -4,6 +4,7 @@ from torchplug.surgery.attach import find_plugs as find_plugs
 from torchplug.surgery.checkup import Checkup as Checkup
 from torchplug.surgery.checkup import Problem as Problem
 from torchplug.surgery.checkup import check as check
+from torchplug.surgery.drawing import draw as draw
 from torchplug.surgery.manage import Freeze as Freeze
 from torchplug.surgery.manage import disabled as disabled
 from torchplug.surgery.manage import freeze_base as freeze_base
@@ -33,6 +34,7 @@ __all__ = [
     "Sites",
     "check",
     "disabled",
+    "draw",
     "find_plugs",
     "find_sites",
     "freeze_base",
