@@ -22,6 +22,7 @@ from torchplug.surgery import PlugReport as PlugReport
 from torchplug.surgery import apply_plan as apply_plan
 from torchplug.surgery import check as check
 from torchplug.surgery import disabled as disabled
+from torchplug.surgery import draw as draw
 from torchplug.surgery import find_plugs as find_plugs
 from torchplug.surgery import find_sites as sites  # noqa: F401 - its public name
 from torchplug.surgery import freeze_base as freeze_base

@@ -8,6 +8,7 @@ from torchplug.surgery.checkpoint import save as save
 from torchplug.surgery.checkup import Checkup as Checkup
 from torchplug.surgery.checkup import Problem as Problem
 from torchplug.surgery.checkup import check as check
+from torchplug.surgery.drawing import draw as draw
 from torchplug.surgery.find import find_sites as find_sites
 from torchplug.surgery.hub import load_from_hub as load_from_hub
 from torchplug.surgery.hub import push_to_hub as push_to_hub
@@ -42,6 +43,7 @@ __all__ = [
     "apply_plan",
     "check",
     "disabled",
+    "draw",
     "find_plugs",
     "find_sites",
     "freeze_base",

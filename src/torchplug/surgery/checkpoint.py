@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchplug.errors import PlugError, TorchplugError, UsageError, explain
 from torchplug.surgery.attach import HOLDER, find_plugs
 from torchplug.surgery.fingerprint import join, take_fingerprint, to_plain
+from torchplug.surgery.memory import remember
 from torchplug.surgery.op_anchor import find_carrier, weight_prefix
 from torchplug.surgery.plan import Plan
 from torchplug.surgery.plug import attach_steps, check_host, plug, unplug
@@ -269,6 +270,7 @@ def _attach(
     expected = None if arguments is None else _run(model, arguments)
     try:
         attach_steps(model, steps, plan)
+        remember(model, [(step.planned, step.module) for step in steps])
         if arguments is None:
             return None
         # trained plugs change the output: only new ones can be held to the identity
