@@ -215,10 +215,10 @@ CARD = Card(
     ),
     kind="refine",
     place=Place(
-        role="conv3x3",
-        stages=(4,),
-        note="after the 3x3 convolution, its norm and its activation in every block of the last "
-        "stage; the paper adds the last block of each earlier stage",
+        role="backbone_end",
+        note="on the last map of the backbone; in the authors' network inside the blocks, after "
+        "the 3x3 convolution, its norm and its activation, in all of the last stage and in the "
+        "last block of each earlier one",
     ),
     identity_at_start=False,
     min_channels=1,
