@@ -331,6 +331,22 @@ def test_batch_norm_conversion_does_not_lose_a_plug_at_an_operation() -> None:
     assert len(tp.find_plugs(converted)) == 2
 
 
+class InPlace(Host):
+    """Adds in place and goes on with the tensor it had: what a plug returns there is dropped."""
+
+    def _join(self, high: Tensor, low: Tensor) -> Tensor:
+        up = F.interpolate(low, scale_factor=2.0)
+        up.add_(high)
+        return torch.cat([up, high], 1)
+
+
+def test_a_result_that_the_host_drops_is_refused() -> None:
+    model = InPlace().eval()
+    with pytest.raises(tp.PlugError, match=r"the host drops, among !add#2"):
+        tp.plug(model, "se", "merge", example=EXAMPLE)
+    assert not tp.find_plugs(model)
+
+
 LIBRARY = {
     "densenet": (torchvision.models.densenet121, "backbone_end", 1),
     "unet": (lambda: smp.Unet("resnet18", encoder_weights=None), "upsample", 5),

@@ -158,6 +158,41 @@ class _PluggedSequential(_Plugged):
         return list(children.values())[index]
 
 
+class _PluggedDict(_Plugged):
+    """A mapping of modules without the holder: dense blocks call every entry in turn."""
+
+    def _own_children(self) -> "dict[str, nn.Module | None]":
+        return {k: child for k, child in self._modules.items() if k != HOLDER}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._own_children())
+
+    def __len__(self) -> int:
+        return len(self._own_children())
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._own_children()
+
+    def keys(self) -> Any:
+        """Return the names of the host's own entries."""
+        return self._own_children().keys()
+
+    def items(self) -> Any:
+        """Return the host's own entries."""
+        return self._own_children().items()
+
+    def values(self) -> Any:
+        """Return the modules of the host's own entries."""
+        return self._own_children().values()
+
+
+def mixin_for(original: type[nn.Module], plain: type, sequential: type, mapping: type) -> type:
+    """Choose what a plugged class adds: containers must not count the holder."""
+    if issubclass(original, nn.Sequential):
+        return sequential
+    return mapping if issubclass(original, nn.ModuleDict) else plain
+
+
 _CLASSES: dict[type[nn.Module], Any] = {}
 
 
@@ -169,7 +204,7 @@ def _plugged_class(original: type[nn.Module]) -> Any:
 
 
 def _make_plugged_class(original: type[nn.Module]) -> Any:
-    mixin = _PluggedSequential if issubclass(original, nn.Sequential) else _Plugged
+    mixin = mixin_for(original, _Plugged, _PluggedSequential, _PluggedDict)
     members = {
         "_torchplug_class": original,
         "__module__": original.__module__,

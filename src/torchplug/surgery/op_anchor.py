@@ -26,9 +26,11 @@ from torchplug.surgery.attach import (
     Holder,
     _Plugged,
     _plugged_class,
+    _PluggedDict,
     _PluggedSequential,
     attach,
     detach,
+    mixin_for,
 )
 from torchplug.surgery.plan import Plan
 
@@ -192,6 +194,10 @@ class _OpPluggedSequential(_OpPlugged, _PluggedSequential):
     """A container with plugs at operations."""
 
 
+class _OpPluggedDict(_OpPlugged, _PluggedDict):
+    """A mapping of modules with plugs at operations."""
+
+
 def _refuse_capture(holder: OpHolder, args: Any, kwargs: Any) -> None:
     """Raise where the capture would go past the function mode and lose the plugs."""
     strict = torch.compiler.is_exporting() and torch.compiler.is_dynamo_compiling()
@@ -226,14 +232,13 @@ _CLASSES: dict[type[nn.Module], Any] = {}
 def _op_class(original: type[nn.Module]) -> Any:
     """The subclass of a host's class that runs plugs at operations; it bears the host's name."""
     if original not in _CLASSES:
-        is_container = issubclass(original, nn.Sequential)
         members = {
             "_torchplug_class": original,
             "__module__": original.__module__,
             "__qualname__": original.__qualname__,
             "__doc__": original.__doc__,
         }
-        mixin = _OpPluggedSequential if is_container else _OpPlugged
+        mixin = mixin_for(original, _OpPlugged, _OpPluggedSequential, _OpPluggedDict)
         _CLASSES[original] = type(original.__name__, (mixin, original), members)
     return _CLASSES[original]
 

@@ -99,6 +99,8 @@ class Trace:
 
     groups: list[Group]
     output: Any
+    returned: frozenset[Value]
+    """The values in the model's output."""
 
     @property
     def maps(self) -> list[Value]:
@@ -170,7 +172,14 @@ def record(model: nn.Module, arguments: Arguments) -> Trace:
     recorder = _Recorder(model, arguments)
     with evaluating(model), torch.no_grad(), recorder.hooked(), recorder:
         output = model(*arguments[0], **arguments[1])
-    return Trace(recorder.values, recorder.runs, recorder.entries, recorder.groups, output)
+    return Trace(
+        recorder.values,
+        recorder.runs,
+        recorder.entries,
+        recorder.groups,
+        output,
+        recorder.known(output),
+    )
 
 
 class _Recorder(TorchFunctionMode):
@@ -233,6 +242,11 @@ class _Recorder(TorchFunctionMode):
             parent.users.append(value)
         return value
 
+    def known(self, tree: Any) -> frozenset[Value]:
+        """Return the values of the tensors in ``tree`` that were recorded."""
+        found = (self._current.get(id(tensor)) for tensor in tensors_in(tree))
+        return frozenset(value for value in found if value is not None)
+
     @contextlib.contextmanager
     def hooked(self) -> Iterator[None]:
         """Follow the calls of the model's modules by torch's global hooks."""
@@ -270,8 +284,11 @@ class _Recorder(TorchFunctionMode):
         """Remember the maps of a list, a mapping or a dataclass of several."""
         if isinstance(tree, Tensor):
             return
-        known = [self._current[id(t)] for t in tensors_in(tree) if id(t) in self._current]
-        maps = tuple(value for value in known if value.is_map)
+        maps = tuple(
+            self._current[id(tensor)]
+            for tensor in tensors_in(tree)
+            if id(tensor) in self._current and self._current[id(tensor)].is_map
+        )
         if len(maps) > 1:
             self.groups.append(Group(len(self.values), maps))
 

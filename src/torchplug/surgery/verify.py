@@ -7,11 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from torchplug.errors import PlugError, explain
+from torchplug.surgery.attach import Holder
 from torchplug.surgery.measure import Change, counting_flops, measure_change
-from torchplug.surgery.op_anchor import weight_prefix
+from torchplug.surgery.op_anchor import parse_anchor, weight_prefix
 from torchplug.surgery.plan import PlannedPlug
 from torchplug.surgery.sites import Site
-from torchplug.surgery.trace import Arguments, evaluating, record, tensors_in
+from torchplug.surgery.trace import Arguments, Trace, evaluating, record, tensors_in
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ def verify(
                 "choose another place: the host does not call this module in the usual way",
             )
             raise PlugError(text)
+    _check_used(trace, steps)
     change = measure_change(trace.output, expected)
     starts = {step.planned.start for step in steps}
     if starts == {"identity"} and change.absolute != 0:
@@ -62,6 +64,21 @@ def verify(
         raise PlugError(text)
     _check_backward(model, steps, arguments)
     return change, int(counter.get_total_flops())
+
+
+def _check_used(trace: Trace, steps: list[Step]) -> None:
+    """A host that works in place may go on with its own tensor and drop what a plug returns."""
+    listed = {value for group in trace.groups for value in group.values} | trace.returned
+    for value in trace.values:
+        used = value.users or value.producers or value in listed
+        if value.op == Holder.apply_one.__name__ and not used:
+            places = [step.planned.path for step in steps if parse_anchor(step.planned.path)]
+            text = explain(
+                "what a plug at an operation returns must be used by the host",
+                f"a result that the host drops, among {', '.join(places)}",
+                "the host works in place there: plug a module instead",
+            )
+            raise PlugError(text)
 
 
 def _check_base(model: nn.Module, base: Base) -> None:
