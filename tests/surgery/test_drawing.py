@@ -157,7 +157,7 @@ def test_what_never_ran_is_told() -> None:
     assert "not run" not in tp.draw(Idle())
 
 
-HOSTILE = ["<script>alert(1)</script>", "\"&'", "a\x00b\x1b[31m", "\ud800", "\u202egpj", "层" * 90]
+HOSTILE = ["<script>alert(1)</script>", "\"&'", "a\x00b\x1b[31m", "\u202egpj", "层" * 90]
 
 
 @pytest.mark.parametrize("name", HOSTILE, ids=range(len(HOSTILE)))

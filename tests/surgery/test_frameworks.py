@@ -292,6 +292,7 @@ def test_functional_call_takes_weights_of_plugs() -> None:
     expected = run(model, draw())
     found = functional_call(model, shifted, (draw(),))
     assert torch.equal(run(model, draw()), expected)
+    assert not torch.equal(found, expected)
     model.load_state_dict(shifted, strict=False)
     assert torch.equal(found, run(model, draw()))
 

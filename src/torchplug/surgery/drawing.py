@@ -266,7 +266,7 @@ def _box_width(box: Box) -> float:
         texts.append(_length(line.text) + _length(line.detail) + 2 * CHAR + indent)
         texts += [_tag_width(label) + indent for label in line.labels]
     texts += [_tag_width(label) for label in box.labels]
-    return min(max(NARROWEST, max(texts) + 16), WIDEST)
+    return min(max(NARROWEST, max(texts) + 18), WIDEST)
 
 
 def _tag_width(label: Label) -> float:
