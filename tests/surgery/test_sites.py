@@ -178,3 +178,15 @@ def test_parallel_branches_that_fold_into_one_kernel_are_no_residual_blocks(name
 @pytest.mark.parametrize(("name", "blocks"), [("fastvit_t8", 10), ("repvit_m0_9", 26)])
 def test_beside_foldable_branches_the_real_blocks_are_found(name: str, blocks: int) -> None:
     assert tp.sites(timm.create_model(name), EXAMPLE).roles["bottleneck"] == blocks
+
+
+def test_channels_last_hosts_are_seen_as_such_and_refused() -> None:
+    """A transformer's map (N, H, W, C) must not pass for one with H channels."""
+    model = timm.create_model("swin_tiny_patch4_window7_224")
+    found = tp.sites(model, (1, 3, 224, 224))
+    assert {site.layout for site in found if site.role in {"stage", "block"}} == {"NHWC"}
+    assert [site.channels for site in found.with_role("stage")] == [96, 192, 384, 768]
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(tp.PlugError, match="channels come second"):
+        tp.plug(model, "se", "stage", example=(1, 3, 224, 224))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

@@ -274,5 +274,5 @@ def _check_shape(
 
 
 def _derive(seed: int, *purpose: str) -> int:
-    text = "\0".join((str(seed), *purpose)).encode()
+    text = "\0".join((str(seed), *purpose)).encode(errors="surrogatepass")
     return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 1

@@ -172,6 +172,7 @@ def record(model: nn.Module, arguments: Arguments) -> Trace:
     recorder = _Recorder(model, arguments)
     with evaluating(model), torch.no_grad(), recorder.hooked(), recorder:
         output = model(*arguments[0], **arguments[1])
+    _settle_layouts(recorder.values)
     return Trace(
         recorder.values,
         recorder.runs,
@@ -319,4 +320,42 @@ def _find_layout(value: Value, args: tuple[Any, ...]) -> str | None:
     if value.op == "permute":
         dims = args[1] if isinstance(args[1], (tuple, list)) else args[1:]
         return _PERMUTATIONS.get(tuple(dims))
+    if value.op == "linear" or (value.op == "layer_norm" and _is_over_last_axis(args)):
+        return "NHWC"
+    if value.op in {"view", "reshape"} and any(_lays_out(source, value) for source in value.inputs):
+        return "NHWC"
+    return _inherit(value)
+
+
+def _lays_out(rows: Value, value: Value) -> bool:
+    """Whether ``(N, H * W, C)`` became ``(N, H, W, C)``."""
+    batch, height, width, channels = value.shape
+    return rows.shape == (batch, height * width, channels)
+
+
+def _is_over_last_axis(args: tuple[Any, ...]) -> bool:
+    return len(args) > 1 and isinstance(args[1], (tuple, list)) and len(args[1]) == 1
+
+
+def _inherit(value: Value) -> str | None:
+    if value.op == "permute":  # unlike its input
+        return None
     return next((v.layout for v in value.inputs if v.is_map and v.layout), None)
+
+
+def _settle_layouts(values: list[Value]) -> None:
+    """Give a map whose origin says nothing, such as a ``view``, the layout that its users need."""
+    for value in reversed(values):
+        if value.is_map and value.layout is None:
+            told = (_needed_by(user, value) for user in value.users)
+            value.layout = next((layout for layout in told if layout), None)
+    for value in values:
+        if value.is_map and value.layout is None:
+            value.layout = _inherit(value)
+
+
+def _needed_by(user: Value, value: Value) -> str | None:
+    if user.op == "permute":
+        return {"NCHW": "NHWC", "NHWC": "NCHW"}.get(user.layout or "")
+    is_fixed = user.op in _NCHW_OPS or user.op in {"linear", "layer_norm"}
+    return user.layout if is_fixed or user.shape == value.shape else None
