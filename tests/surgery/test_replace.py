@@ -131,9 +131,11 @@ def test_other_starts_tell_how_far_the_output_moved(key: str, start: str) -> Non
     x, before = draw(), fingerprint(model)
     expected = model(x)
     report = tp.plug(model, key, "layer?.*.conv2", example=x, start=start)
-    distance = (model(x) - expected).abs().max()
+    distance = (model(x) - expected).abs().max().detach()
     assert report.max_difference == distance
-    assert report.max_relative_difference == pytest.approx(float(distance / expected.abs().max()))
+    assert report.max_relative_difference == pytest.approx(
+        float(distance / expected.detach().abs().max())
+    )
     if distance > 0:
         assert f"largest difference {distance:.3g}, " in str(report)
     tp.unplug(model)
@@ -146,7 +148,7 @@ def test_acnet_in_resnet18_has_the_published_count_and_cost() -> None:
     # host's own norm is the third of each block
     assert report.parameters == 19_028_520
     assert report.base_parameters == 11_689_512
-    assert report.flops == (2 * 1_814_073_344, 2 * 2_931_720_192)
+    assert report.flops == (2 * 1_814_073_344, 2 * 2_931_593_216)
     assert report.idle_parameters == 0
 
 
@@ -253,6 +255,49 @@ def test_a_mixed_convolution_holds_the_kernel_of_a_smaller_one() -> None:
     assert wirings == {"depthwise"}
 
 
+def test_a_mixed_convolution_grows_beside_the_old_kernel() -> None:
+    model = timm.create_model("mobilenetv3_small_050", num_classes=4).eval()
+    expected = model(draw())
+    report = tp.plug(model, "mixconv", example=EXAMPLE)
+    assert torch.equal(model(draw()), expected)
+    assert report.gate_parameters == 0
+    plugs = [plug for _, _, plug in tp.find_plugs(model)]
+    assert all(isinstance(plug, Beside) for plug in plugs)
+    moved = step(model.train())
+    assert all(f"{path}.weight" in moved for path in report.paths)
+    assert sum(".mixed.branches." in name for name in moved) == 3 * len(plugs)
+    grown = model.eval()(draw())
+    assert tp.merge_plugs(model) == len(plugs)
+    assert_close(model(draw()), grown)
+    depthwise = model.get_submodule(report.paths[0])
+    assert (depthwise.kernel_size, depthwise.groups) == ((7, 7), depthwise.in_channels)
+
+
+def test_growth_merges_whatever_the_wiring_and_after_a_fuse() -> None:
+    conv = nn.Conv2d(6, 12, 5, padding=2, stride=2)
+    model = nn.Sequential(conv, nn.BatchNorm2d(12)).eval()
+    options = {"kernel_sizes": (3, 7), "wiring": "split"}
+    tp.plug(model, "mixconv", "0", example=(1, 6, 9, 9), **options)
+    for weight in conv.torchplug.mixconv.parameters():
+        nn.init.normal_(weight)
+    wake(model)
+    expected = model(draw(1, 6, 9, 9))
+    model[0], model[1] = fuse_conv_bn_eval(model[0], model[1]), nn.Identity()
+    assert_close(model(draw(1, 6, 9, 9)), expected)
+    tp.merge_plugs(model)
+    assert model[0].kernel_size == (7, 7)
+    assert_close(model(draw(1, 6, 9, 9)), expected)
+
+
+def test_a_blend_of_equals_would_not_learn_and_is_not_made() -> None:
+    model = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.Flatten(), nn.Linear(256, 2))
+    model[0].requires_grad_(False)
+    exact = {"multiplier": 9, "norm_after": "none", "act_after": "none"}
+    tp.plug(model, "dwconv", "0", example=(1, 4, 8, 8), **exact)
+    model(draw(2, 4, 8, 8)).square().mean().backward()
+    assert model[0].torchplug.dwconv.gain.grad.abs() > 1e-3
+
+
 def test_a_mixed_convolution_crops_a_larger_kernel() -> None:
     conv = nn.Conv2d(4, 4, 5, padding=2, groups=4, bias=False)
     model = nn.Sequential(conv, nn.ReLU())
@@ -314,7 +359,7 @@ def test_every_branch_of_a_selective_kernel_holds_the_old_kernel() -> None:
     tp.plug(model, "sk", "0", example=(1, 8, 9, 9), start="seeded", dilated=False)
     wide = conv.torchplug.sk.module.branches[1].conv.weight
     assert torch.equal(wide[..., 1:4, 1:4], conv.weight)
-    assert wide.square().sum() == pytest.approx(float(conv.weight.square().sum()))
+    assert_close(wide.square().sum(), conv.weight.square().sum())
 
 
 def test_what_the_user_gives_wins_over_the_old_convolution() -> None:
@@ -335,7 +380,7 @@ def test_what_the_user_gives_wins_over_the_old_convolution() -> None:
         (nn.Conv2d(4, 4, 2), "acnet", "cannot be built for 0"),
         (nn.Conv2d(4, 4, 3, padding=1, groups=2), "dwconv", "got groups=2; choose dense"),
         (nn.Conv2d(4, 4, 3, padding=1, groups=2), "mixconv", "got groups=2 of 4 channels"),
-        (nn.Conv2d(6, 6, 3, padding=1, groups=3), "splat", "radix"),
+        (nn.Conv2d(9, 6, 3, padding=1, groups=3), "splat", r"radix \* cardinality must divide"),
         (nn.BatchNorm2d(4), "acnet", "stands in the place of an nn.Conv2d: got BatchNorm2d"),
     ],
 )
@@ -589,7 +634,8 @@ def test_another_process_unpickles_replacements(
     code = (
         "import sys, torch;"
         "models, x, outputs = torch.load(sys.argv[1], weights_only=False);"
-        "assert all(torch.equal(m(x), y) for m, y in zip(models, outputs, strict=True))"
+        "pairs = [(m(x), y) for m, y in zip(models, outputs, strict=True)];"
+        "assert all((a - b).abs().max() <= 1e-5 * b.abs().max() for a, b in pairs)"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "models.pt")], check=True)
 
