@@ -13,7 +13,7 @@ from torch import nn
 from torchplug.card import Card
 from torchplug.catalog import cards, get_card
 from torchplug.errors import PlugError, UsageError, explain, nearest
-from torchplug.modules import AsymmetricConv
+from torchplug.modules import AsymmetricConv, MixConv
 from torchplug.nn import IdentityStart
 from torchplug.surgery.fitting import fit_block, fit_convolution, is_plain
 from torchplug.surgery.intake import Entrance, Intake
@@ -21,7 +21,7 @@ from torchplug.surgery.plan import PlannedPlug
 from torchplug.surgery.replace import Beside, Blend, Instead, Replacement
 from torchplug.surgery.seeding import seed_from
 from torchplug.surgery.sites import Site
-from torchplug.surgery.skeleton import KernelSkeleton
+from torchplug.surgery.skeleton import KernelGrowth, KernelSkeleton
 
 Factory = Callable[..., nn.Module]
 
@@ -178,9 +178,8 @@ def _build_in_place(recipe: Recipe, place: Place, planned: PlannedPlug) -> Repla
         options = fit_convolution(recipe.factory, recipe.module, host, planned.options)
     else:
         options = fit_block(recipe.factory, place.entry, site.shape, planned.options)
-    stays = recipe.module == "acnet" and planned.start != "paper" and is_plain(host)
-    if stays and "gammas" not in planned.options:
-        options["gammas"] = (1.0, 0.0, 0.0)
+    if recipe.module == "acnet" and planned.start != "paper":
+        options.setdefault("gammas", (1.0, 0.0, 0.0))
     detail = f"in_channels={widths[0]}, out_channels={widths[1]}"
     module = _construct(
         lambda: recipe.factory(*([site] if recipe.takes_site else widths), **options),
@@ -189,23 +188,24 @@ def _build_in_place(recipe: Recipe, place: Place, planned: PlannedPlug) -> Repla
         detail,
     )
     _check_shape(module, recipe, site, [place.entry])
-    if stays and isinstance(module, AsymmetricConv):
-        skeleton = KernelSkeleton(module)
-        is_empty = module.horizontal.weight.is_meta
-        if module.gammas[1:] == (0, 0) if is_empty else skeleton.is_silent:
-            return Beside(skeleton)
     return _start(module, recipe, place, planned)
 
 
 def _start(module: nn.Module, recipe: Recipe, place: Place, planned: PlannedPlug) -> Replacement:
     if planned.start == "paper":
         return Instead(module)
+    silent = _silence(module, planned) if is_plain(place.host) else None
+    if silent is not None:
+        return Beside(silent)
     host = place.host
     is_empty = any(weight.is_meta for weight in module.parameters())  # its values come from a file
     is_seeded = is_empty or (
         isinstance(host, nn.Conv2d) and is_plain(host) and seed_from(module, host)
     )
     if planned.start == "identity":
+        if is_seeded and not is_empty and _computes_the_same(module, place):
+            reset: Any = module.reset_parameters
+            reset()  # a blend of two equals learns nothing
         return Blend(module)
     if not is_seeded:
         text = explain(
@@ -215,6 +215,30 @@ def _start(module: nn.Module, recipe: Recipe, place: Place, planned: PlannedPlug
         )
         raise PlugError(text)
     return Instead(module)
+
+
+def _silence(module: nn.Module, planned: PlannedPlug) -> nn.Module | None:
+    """What of a module adds nothing at first beside the old convolution, if it has such a form."""
+    if isinstance(module, AsymmetricConv):
+        skeleton = KernelSkeleton(module)
+        is_empty = module.square.weight.is_meta  # its values come from a file
+        silent = module.gammas[1:] == (0, 0) if is_empty else skeleton.is_silent
+        return skeleton if silent else None
+    if isinstance(module, MixConv) and planned.start == "identity":
+        return KernelGrowth(module) if module.norm is None and module.act is None else None
+    return None
+
+
+def _computes_the_same(module: nn.Module, place: Place) -> bool:
+    conv: Any = place.host
+    bias = None if conv.bias is None else conv.bias.cpu().float()
+    x = torch.randn(place.entry or ())
+    with torch.no_grad():
+        old = conv._conv_forward(x, conv.weight.cpu().float(), bias)
+        was_training = module.training
+        new = module.eval()(x)
+        module.train(was_training)
+    return bool((new - old).abs().max() <= 1e-3 * old.abs().max())
 
 
 def _build_before(recipe: Recipe, place: Place, planned: PlannedPlug) -> Intake:

@@ -104,9 +104,9 @@ def find_misfit(recipe: Recipe, site: Site, scene: Scene) -> str:
     if not isinstance(host, nn.Conv2d):
         return ""
     if recipe.module == "mixconv" and (host.groups == 1 or host.groups != host.in_channels):
-        return "the paper of mixconv replaces depthwise convolutions; name others with at="
+        return "its paper replaces depthwise convolutions only"
     if recipe.module == "dwconv" and site.path == scene.first_convolution:
-        return "the paper of dwconv keeps the first convolution; name it with at="
+        return "its paper keeps the first convolution"
     return ""
 
 

@@ -12,8 +12,8 @@ def merge_plugs(model: nn.Module, name: str | None = None) -> int:
     """Put plain convolutions where plugs stand that compute one in evaluation mode.
 
     ACNet's row and column move into the host's kernel, so the network that ships has the size and
-    the speed that it had before, and biases. The model must be in evaluation mode. Plugs that are
-    no convolution are left as they are.
+    the speed that it had before, and biases; MixConv's kernels make it as large as the largest. The
+    model must be in evaluation mode. Plugs that are no convolution are left as they are.
 
     Args:
         model: the plugged host; it is changed in place.
@@ -49,7 +49,7 @@ def merge_plugs(model: nn.Module, name: str | None = None) -> int:
     for path, plug_name, plug, plain in merged:
         host = model.get_submodule(path)
         detach(host, plug_name)
-        if isinstance(plug, Beside):  # the same convolution with other weights
+        if isinstance(plug, Beside) and plain.weight.shape == host.weight.shape:
             host.weight, host.bias = plain.weight, plain.bias
         else:
             model.set_submodule(path, plain.train(host.training))

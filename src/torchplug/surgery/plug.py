@@ -277,16 +277,21 @@ def _build_fitting(
     """Build the modules that fit at their paper's place; say which do not and why."""
     steps: list[Step] = []
     skipped = []
-    first: PlugError | None = None
     for planned, site in zip(plan.plugs, chosen, strict=True):
+        reason = find_misfit(recipe, site, scene)
         try:
-            misfit = find_misfit(recipe, site, scene)
-            if misfit:
-                raise PlugError(misfit)  # noqa: TRY301 - told like any other misfit
-            steps += _build(dataclasses.replace(plan, plugs=(planned,)), [recipe], scene)
+            if not reason:
+                steps += _build(dataclasses.replace(plan, plugs=(planned,)), [recipe], scene)
         except PlugError as error:
-            first = first or error
-            skipped.append((planned.path, str(error)))
-    if first is not None and not steps:
-        raise first
+            reason = str(error)
+        if reason:
+            skipped.append((planned.path, reason))
+    if not steps:
+        path, reason = skipped[0]
+        text = explain(
+            f"{recipe.module} must fit at one place of its paper at least",
+            f"{len(skipped)} that it does not fit; {path}: {reason}",
+            "name places with at=, or change its options",
+        )
+        raise PlugError(text)
     return steps, skipped

@@ -19,6 +19,7 @@ from torchplug.modules import (
     SeparableConv,
     SplitAttention,
 )
+from torchplug.surgery.skeleton import spread_groups
 
 
 @torch.no_grad()
@@ -35,20 +36,9 @@ def seed_from(module: nn.Module, conv: nn.Conv2d) -> bool:
     if seed is None:
         return False
     bias = None if conv.bias is None else conv.bias.detach().cpu().float()
-    seed(module, _spread(conv), conv, bias)
+    kernel = spread_groups(conv.weight.detach().cpu().float(), conv)
+    seed(module, kernel, conv, bias)
     return True
-
-
-def _spread(conv: nn.Conv2d) -> Tensor:
-    """The kernel over all inputs, zero where its groups do not look."""
-    kernel = conv.weight.detach().cpu().float()
-    if conv.groups == 1:
-        return kernel
-    inner, outer = kernel.shape[1], len(kernel) // conv.groups
-    spread = kernel.new_zeros(len(kernel), conv.in_channels, *kernel.shape[2:])
-    rows = torch.arange(len(kernel))[:, None]
-    spread[rows, rows // outer * inner + torch.arange(inner)] = kernel
-    return spread
 
 
 def _project(kernel: Tensor, conv: nn.Conv2d, first_input: int = 0) -> Tensor:

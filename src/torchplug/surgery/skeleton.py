@@ -1,10 +1,15 @@
-"""ACNet's row and column beside a convolution of the host, which stays the square kernel.
+"""What can stand beside a convolution of the host and starts at zero, to become one with it later.
+
+ACNet's row and column stand beside the host's convolution, which stays the square kernel.
 
 ``y = host(x) + BN(conv_1xK(x)) + BN(conv_Kx1(x))``, both norms multiplying by zero at the start, so
 the output is the host's. The host's own norm, where one follows, stays behind the sum. In the paper
 each of the three convolutions has a norm and nothing follows the sum: there are as many parameters,
 and in evaluation mode, where the host's norm is affine and moves into all three, it is the same
 function. In training the sum is normalized once more.
+
+MixConv's kernels stand beside it as what is added to each share of the outputs; with the host's
+kernel in the middle of each, the sum is a mixed convolution.
 """
 
 import torch
@@ -12,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from torchplug.errors import PlugError, explain
-from torchplug.modules import AsymmetricConv
+from torchplug.modules import AsymmetricConv, MixConv
 from torchplug.nn import affine_of, replace_weights
 
 
@@ -75,16 +80,94 @@ class KernelSkeleton(nn.Module):
             added, bias = added * scale[..., None], bias * scale.flatten()
         if host.bias is not None:
             bias = bias + host.bias
-        plain = nn.Conv2d(
-            host.in_channels,
-            host.out_channels,
-            host.kernel_size,  # type: ignore[arg-type]
-            stride=host.stride,  # type: ignore[arg-type]
-            padding=host.padding,  # type: ignore[arg-type]
-            dilation=host.dilation,  # type: ignore[arg-type]
-            groups=host.groups,
-            padding_mode=host.padding_mode,
-            device="meta",  # its weights are replaced
-            dtype=host.weight.dtype,
-        )
-        return replace_weights(plain, host.weight + added, bias)
+        return _remake(host, host.weight + added, bias)
+
+
+class KernelGrowth(nn.Module):
+    """A mixed convolution that is all zeros at first.
+
+    Args:
+        mixed: without norm and activation; its kernels become zero.
+    """
+
+    def __init__(self, mixed: MixConv) -> None:
+        super().__init__()
+        self.mixed = mixed
+        for weight in mixed.parameters():
+            nn.init.zeros_(weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return what the kernels add."""
+        return self.mixed(x)
+
+    @torch.no_grad()
+    def merge(self, host: nn.Module, scale: Tensor | None = None) -> nn.Conv2d:
+        """Return the one convolution that computes the host and what is added.
+
+        Args:
+            host: the convolution beside it.
+            scale: of what is added, if a norm was folded into the host.
+
+        Raises:
+            PlugError: if the host is not a plain convolution.
+        """
+        if not isinstance(host, nn.Conv2d):
+            rule = "kernels merge into a convolution"
+            raise PlugError(explain(rule, type(host).__name__, "ship the model as it is"))
+        grown = self.mixed.merge()
+        if not isinstance(grown, nn.Conv2d):
+            rule = "kernels merge that pad to both sides alike"
+            raise PlugError(explain(rule, "padding='same'", "ship the model as it is"))
+        factor = 1 if scale is None else scale[..., None]
+        size = max(grown.kernel_size[0], host.kernel_size[0])
+        kernels = [grown.weight * factor, host.weight]
+        if grown.groups != host.groups:
+            kernels = [spread_groups(k, c) for k, c in zip(kernels, (grown, host), strict=True)]
+        weight = sum((_frame(kernel, size) for kernel in kernels[1:]), _frame(kernels[0], size))
+        bias = host.bias
+        if grown.bias is not None:
+            more = grown.bias if scale is None else grown.bias * scale.flatten()
+            bias = more if bias is None else bias + more
+        return _remake(host, weight, bias)
+
+
+def spread_groups(kernel: Tensor, conv: nn.Conv2d) -> Tensor:
+    """Return a kernel of ``conv`` over all inputs, zero where its groups do not look."""
+    if conv.groups == 1:
+        return kernel
+    inner, outer = kernel.shape[1], len(kernel) // conv.groups
+    spread = kernel.new_zeros(len(kernel), conv.in_channels, *kernel.shape[2:])
+    rows = torch.arange(len(kernel), device=kernel.device)[:, None]
+    spread[rows, rows // outer * inner + torch.arange(inner, device=kernel.device)] = kernel
+    return spread
+
+
+def _frame(kernel: Tensor, size: int) -> Tensor:
+    margin = (size - kernel.shape[-1]) // 2
+    return F.pad(kernel, (margin, margin, margin, margin))
+
+
+def _remake(host: nn.Conv2d, weight: Tensor, bias: Tensor | None) -> nn.Conv2d:
+    """A plain convolution like ``host`` with another kernel, which may be larger."""
+    padding = host.padding
+    if not isinstance(padding, str):
+        grown = [
+            step * ((new - old) // 2)
+            for step, new, old in zip(
+                host.dilation, weight.shape[2:], host.kernel_size, strict=True
+            )
+        ]
+        padding = tuple(side + more for side, more in zip(padding, grown, strict=True))
+    plain = nn.Conv2d(
+        host.in_channels,
+        host.out_channels,
+        (weight.shape[2], weight.shape[3]),
+        stride=host.stride,  # type: ignore[arg-type]
+        padding=padding,  # type: ignore[arg-type]
+        dilation=host.dilation,  # type: ignore[arg-type]
+        groups=host.in_channels // weight.shape[1],
+        padding_mode=host.padding_mode,
+        device="meta",  # its weights are replaced
+        dtype=host.weight.dtype,
+    )
+    return replace_weights(plain, weight, bias)
