@@ -178,3 +178,15 @@ def test_parallel_branches_that_fold_into_one_kernel_are_no_residual_blocks(name
 @pytest.mark.parametrize(("name", "blocks"), [("fastvit_t8", 10), ("repvit_m0_9", 26)])
 def test_beside_foldable_branches_the_real_blocks_are_found(name: str, blocks: int) -> None:
     assert tp.sites(timm.create_model(name), EXAMPLE).roles["bottleneck"] == blocks
+
+
+def test_two_convolutions_in_a_row_are_a_branch_even_without_an_activation() -> None:
+    class Linear(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = (nn.Conv2d(3, 3, 3, padding=1) for _ in range(2))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + self.two(self.one(x))
+
+    assert [site.path for site in tp.sites(Linear(), EXAMPLE).with_role("bottleneck")] == ["two"]
