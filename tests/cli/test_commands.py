@@ -54,7 +54,7 @@ def test_show_tells_paper_place_and_cost() -> None:
 def test_sites_is_a_table_of_places() -> None:
     lines = run("sites", "torchvision:resnet18", "--shape", "1,3,64,64").stdout.splitlines()
     assert lines[1].split()[:2] == ["bottleneck", "layer1.0.bn2"]
-    assert len(lines) == 1 + 8 + 8 + 4 + 1
+    assert len(lines) == 1 + 8 + 8 + 4 + 1 + 16
 
 
 @pytest.mark.parametrize(

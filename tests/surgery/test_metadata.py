@@ -91,6 +91,13 @@ def test_what_the_user_says_goes_before_everything() -> None:
     assert tp.plug(model, "se", "merge", example=SMALL).paths == ("layer1.bn1",)
 
 
+def test_what_the_user_says_of_a_part_goes_before_the_library() -> None:
+    model = timm.create_model("resnet18")
+    model.layer2.torchplug_roles = {"stage": ["0"]}
+    stages = tp.sites(model, EXAMPLE).with_role("stage")
+    assert [(site.path, site.source) for site in stages] == [("layer2.0", "user")]
+
+
 def test_a_library_of_the_users_own_can_be_registered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metadata, "_READERS", dict(metadata._READERS))
     metadata.register_reader(

@@ -190,3 +190,15 @@ def test_channels_last_hosts_are_seen_as_such_and_refused() -> None:
     with pytest.raises(tp.PlugError, match="channels come second"):
         tp.plug(model, "se", "stage", example=(1, 3, 224, 224))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_two_convolutions_in_a_row_are_a_branch_even_without_an_activation() -> None:
+    class Linear(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = (nn.Conv2d(3, 3, 3, padding=1) for _ in range(2))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + self.two(self.one(x))
+
+    assert [site.path for site in tp.sites(Linear(), EXAMPLE).with_role("bottleneck")] == ["two"]

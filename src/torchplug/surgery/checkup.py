@@ -112,7 +112,7 @@ def check(
     runs = {} if trace is None else trace.runs
     return Checkup(
         planned=max(len(planned), len(live)),
-        alive=sum(runs.get(f"{path}.{HOLDER}.{name}", 0) == 1 for path, name, _ in live),
+        alive=sum(runs.get(weight_prefix(path, name), 0) == 1 for path, name, _ in live),
         problems=tuple(problems),
         notes=tuple(_take_notes(model)),
         difference=difference,
@@ -160,15 +160,16 @@ def _find_loss(
     entry: Entry, modules: dict[str, nn.Module], base: dict[str, str]
 ) -> tuple[str, str] | None:
     """Return kind and reason if a planned plug is not attached as it was."""
-    module = modules.get(entry["path"])
+    carrier = entry["path"].partition("!")[0]  # of an operation: the module that executes it
+    module = modules.get(carrier)
     if module is None:
         return "lost", f"is not in the model any more; {_LOST}"
     holder = module._modules.get(HOLDER)
-    now, was = name_class(module), base.get(entry["path"], "?").split()[0]
+    now, was = name_class(module), base.get(carrier, "?").split()[0]
     change = f"another {now}" if now == was else f"{now} (was {was})"
     if not isinstance(holder, Holder):
         return "lost", f"was replaced by {change}, and the plug went with it; {_LOST}"
-    plug = holder._modules.get(entry["name"])
+    plug = holder._modules.get(weight_prefix(entry["path"], entry["name"]).rpartition(".")[2])
     if plug is None:
         return "lost", f"has lost the plug {entry['name']!r} from its holder; {_LOST}"
     if not is_plugged(module):
@@ -274,7 +275,7 @@ def _find_deaf(model: nn.Module, arguments: Arguments) -> list[Problem]:
     broken = [n for n, p in named if p.is_floating_point() and not bool(p.isfinite().all())]
     problems = []
     if broken:
-        paths = [name.partition(f".{HOLDER}.")[0] for name in broken]
+        paths = [_host_of(name) for name in broken]
         problems.append(_problem("broken", paths, "holds NaN or infinite weights; load good ones"))
     trainable = [(name, value) for name, value in named if value.requires_grad]
     with evaluating(model), torch.enable_grad():
@@ -288,12 +289,17 @@ def _find_deaf(model: nn.Module, arguments: Arguments) -> list[Problem]:
             text = f"failed: backward does not run: {str(error).splitlines()[0]}"
             return [*problems, Problem(kind="failed", paths=(), text=text)]
     deaf = [name for (name, _), grad in zip(trainable, grads, strict=True) if grad is None]
-    hosts = [name.partition(f".{HOLDER}.")[0] for name in deaf]
+    hosts = [_host_of(name) for name in deaf]
     hosts = [path for path in hosts if not _is_asleep(model, path)]
     if hosts:
         text = "gets no gradient for its plug on this example; its output is not used"
         problems.append(_problem("deaf", hosts, text))
     return problems
+
+
+def _host_of(name: str) -> str:
+    """Return the path of the module that carries the plug of a parameter."""
+    return f".{name}".partition(f".{HOLDER}.")[0].removeprefix(".")
 
 
 def _is_asleep(model: nn.Module, path: str) -> bool:
@@ -308,7 +314,7 @@ def _check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer | None) 
     strange = len(held - {id(p) for p in model.parameters()})
     problems = []
     if missing:
-        paths = tuple(dict.fromkeys(name.partition(f".{HOLDER}.")[0] for name in missing))
+        paths = tuple(dict.fromkeys(_host_of(name) for name in missing))
         text = (
             f"optimizer: it lacks {len(missing)} parameters of plugs at {shorten(paths)}; make it "
             "after plugging, or call add_param_group with tp.plug_parameters(model)"
