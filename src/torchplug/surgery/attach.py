@@ -9,7 +9,6 @@ hooks vanish silently when a host rebuilds its layers, wrappers rename every wei
 import types
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any
 
 import torch
@@ -79,6 +78,14 @@ class Holder(nn.Module):
             return handle_torch_function(Holder.apply_one, (x,), plug, x)
         return plug(x)
 
+    @staticmethod
+    def stand_in(replacement: Replacement, old: Tensor | None, x: Tensor) -> Tensor:
+        """Run a replacement; a function mode sees one operation that mixes, as a convolution."""
+        if torch._C._len_torch_function_stack() > 0:
+            given = (x,) if old is None else (x, old)
+            return handle_torch_function(Holder.stand_in, given, replacement, old, x)
+        return replacement(old, x)
+
     def __getstate__(self) -> dict[str, Any]:
         # a copy made inside ``tp.disabled`` would never be switched on again
         return {key: value for key, value in self.__dict__.items() if key != "disabled"}
@@ -113,7 +120,7 @@ class _Plugged:
             return holder.apply_plugs(own(*args, **kwargs))
         old = own(*args, **kwargs) if replacement.runs_host else None
         x = args[0] if args else next(iter(kwargs.values()))
-        return holder.apply_plugs(holder.apply_one(partial(replacement, old), x))
+        return holder.apply_plugs(holder.stand_in(replacement, old, x))
 
     def __setattr__(self, name: str, value: Any) -> None:
         # A host that fuses its layers assigns another of its methods as forward: run that one,

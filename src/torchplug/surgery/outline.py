@@ -8,7 +8,9 @@ from typing import Any
 from torch import nn
 
 from torchplug.surgery.attach import Holder, find_plugs
+from torchplug.surgery.intake import Intake
 from torchplug.surgery.memory import name_class, recall
+from torchplug.surgery.replace import Replacement
 from torchplug.surgery.roles import find_blocks
 from torchplug.surgery.trace import Call, Trace
 
@@ -17,6 +19,9 @@ PLACES = {
     "block": "after the block",
     "stage": "end of stage",
     "backbone_end": "end of the backbone",
+    "upsample": "after upsampling",
+    "merge": "where maps meet",
+    "pyramid": "on a level of the pyramid",
 }
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _GROUPS = re.compile(r"(Stage|Encoder|Decoder|Backbone|Trunk|Body|Neck|FPN|Pyramid|Net|Model)s?$")
@@ -241,12 +246,19 @@ def _read_labels(model: nn.Module) -> dict[str, list[Label]]:
     labels: dict[str, list[Label]] = {}
     for path, name, plug in find_plugs(model):
         entry = planned.get((path, name), {})
-        place = PLACES.get(entry.get("role", ""), f"after {_nickname(path)}")
+        carrier, is_op, operation = path.partition("!")
+        place = PLACES.get(entry.get("role", ""), f"after {_nickname(carrier)}")
+        if isinstance(plug, Replacement):
+            place = f"in the place of {_nickname(path)}"
+        elif isinstance(plug, Intake):
+            place = f"before {_nickname(path)}"
+        elif is_op:
+            place += f" ({operation})"
         if entry.get("role") == "stage" and entry.get("stage"):
             place += f" {entry['stage']}"
         module = entry.get("module", type(plug).__name__)
         size = sum(p.numel() for p in plug.parameters())
-        labels.setdefault(path, []).append(Label(name, place, module, size))
+        labels.setdefault(carrier, []).append(Label(name, place, module, size))
     return labels
 
 

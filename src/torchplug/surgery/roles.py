@@ -19,6 +19,7 @@ MIXING = {"conv1d", "conv2d", "conv_transpose2d", "linear", "matmul", "bmm", "__
     "einsum",
     "deform_conv2d",
     "scaled_dot_product_attention",
+    "stand_in",  # a plug in the place of a convolution
 }
 _POOLS = {"max_pool2d", "avg_pool2d", "lp_pool2d", "boolean_dispatch", "fn"} | {
     "adaptive_avg_pool2d",
@@ -32,7 +33,7 @@ _DOWNSAMPLES = MIXING | _POOLS | {"__getitem__", "pixel_unshuffle", "interpolate
 _LIGHT = {"batch_norm", "layer_norm", "group_norm", "instance_norm", "conv2d", "pad", "dropout"} | (
     _POOLS
     | {"permute", "contiguous", "to", "type", "clone", "__getitem__", "relu", "relu_", "cat"}
-    | {"apply_one"}  # plugs that are already there
+    | {"apply_one", "stand_in"}  # plugs that are already there
 )
 _MOST_PROJECTIONS = 2
 # what a sum of parallel branches that fold into one convolution may consist of
