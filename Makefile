@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 export MPLBACKEND := Agg
+# tests run many small operators: threads would only wait for each other
+export OMP_NUM_THREADS ?= 1
 
 .PHONY: demo test lint bench docs clean
 
