@@ -170,9 +170,14 @@ def test_a_host_that_bypasses_the_plug_is_caught() -> None:
     assert fingerprint(model) == before
 
 
-def test_a_module_whose_place_has_no_role_yet_says_so() -> None:
-    with pytest.raises(tp.PlugError, match=r"at 'conv3x3' .*; name the places with at="):
-        tp.plug(torchvision.models.resnet18(), "strippool", example=EXAMPLE)
+def test_a_module_whose_place_the_model_does_not_have_says_so() -> None:
+    model = torchvision.models.resnet18()
+    before = fingerprint(model)
+    with pytest.raises(tp.PlugError, match=r"role 'pyramid' .* needs at least one site"):
+        tp.plug(model, "ssh", example=EXAMPLE)
+    with pytest.raises(tp.PlugError, match="this model has no decoder module"):
+        tp.plug(model, "seb", example=EXAMPLE)
+    assert fingerprint(model) == before
 
 
 def test_unplug_of_an_unknown_name_is_refused() -> None:

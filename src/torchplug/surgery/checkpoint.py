@@ -19,7 +19,7 @@ from torchplug.surgery.plugfile import PlugFile, read_plug_file, read_tensors, w
 from torchplug.surgery.rebuild import Factories, build_empty, build_steps
 from torchplug.surgery.report import PlugReport, count_gates
 from torchplug.surgery.scene import Scene
-from torchplug.surgery.trace import Arguments, read_example, record
+from torchplug.surgery.trace import Arguments, read_example
 from torchplug.surgery.verify import Base, Step, verify
 
 
@@ -202,7 +202,7 @@ def load(
     arguments = None if example is None else read_example(example, model)
     file = read_plug_file(Path(path))
     same_base = _check_base(model, file)
-    scene = None if arguments is None else Scene(model, arguments)
+    scene = None if arguments is None else _look(model, arguments)
     empty = build_empty(file.plan, factories or {}, model, scene)
     _check_tensors(file, empty)
     tensors = read_tensors(file)
@@ -211,7 +211,7 @@ def load(
         prefix = weight_prefix(step.planned.path, step.planned.name) + "."
         own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
         step.module.load_state_dict(own, strict=True)
-    difference = _attach(model, steps, file.plan, arguments)
+    difference = _attach(model, steps, file.plan, scene)
     modules = [step.module for step in steps]
     gates = count_gates(modules)
     added = sum(p.numel() for module in modules for p in module.parameters())
@@ -262,23 +262,20 @@ def _check_tensors(file: PlugFile, needed: Mapping[str, Tensor]) -> None:
         raise PlugError(explain("a file holds the tensors of its plugs only", extra[0], fix))
 
 
-def _attach(
-    model: nn.Module, steps: list[Step], plan: Plan, arguments: Arguments | None
-) -> float | None:
+def _attach(model: nn.Module, steps: list[Step], plan: Plan, scene: Scene | None) -> float | None:
     """Attach all plugs; with an example check that they run. All of it holds, or nothing."""
     base = Base(model)
-    expected = None if arguments is None else _run(model, arguments)
     try:
         attach_steps(model, steps, plan)
         remember(model, [(step.planned, step.module) for step in steps])
-        if arguments is None:
+        if scene is None:
             return None
         # trained plugs change the output: only new ones can be held to the identity
         trained = [
             dataclasses.replace(step, planned=dataclasses.replace(step.planned, start="paper"))
             for step in steps
         ]
-        return verify(model, trained, arguments, expected, base)[0].absolute
+        return verify(model, trained, scene.arguments, scene.trace.output, base)[0].absolute
     except BaseException as error:
         unplug(model, steps=[(step.planned.path, step.planned.name) for step in steps])
         if isinstance(error, TorchplugError) or not isinstance(error, Exception):
@@ -288,10 +285,10 @@ def _attach(
         raise PlugError(explain("loaded plugs must run on the example", got, fix)) from error
 
 
-def _run(model: nn.Module, arguments: Arguments) -> Any:
-    """The output of the bare model on the example."""
+def _look(model: nn.Module, arguments: Arguments) -> Scene:
+    """The bare model as it runs on the example."""
     try:
-        return record(model, arguments).output
+        return Scene(model, arguments)
     except Exception as error:
         got = f"{type(error).__name__}: {error}"
         fix = "pass the shape of a batch that the model accepts"
