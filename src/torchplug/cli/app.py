@@ -116,14 +116,14 @@ def sites(
             raise UsageError(explain("a role must have a site", repr(role), f"choose from {known}"))
         found = found.with_role(role)
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in ("role", "path", "stage", "channels", "stride", "H x W", "runs"):
+    for column in ("role", "path", "stage", "channels", "stride", "H x W", "runs", "source"):
         numeric = column in {"stage", "channels", "stride", "runs"}
         table.add_column(column, justify="right" if numeric else "left", no_wrap=True)
     for site in found:
         size = f"{site.size[0]} x {site.size[1]}"
         stage = "-" if site.stage is None else str(site.stage)
         cells = (stage, str(site.channels), str(site.stride), size, str(site.runs))
-        table.add_row(site.role, site.path, *cells)
+        table.add_row(site.role, site.path, *cells, site.source)
     console.print(table)
 
 
