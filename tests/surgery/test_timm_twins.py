@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from timm.models.resnest import ResNestBottleneck
 from timm.models.resnet import Bottleneck, ResNet
 from timm.models.sknet import SelectiveKernelBottleneck
 from torch import Tensor, nn
@@ -100,34 +101,46 @@ def test_the_published_seresnet50_takes_its_own_weights_when_plugged() -> None:
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
 
 
-def test_a_resnext_whose_convolutions_are_selective_computes_what_timms_sknet_does() -> None:
-    """SKNet has no norm behind the selection: the host's is set to the identity."""
-    shape: dict[str, Any] = {"layers": [1, 1, 1, 1], "cardinality": 32, "base_width": 4}
-    selection = {"rd_ratio": 1 / 16, "rd_divisor": 32, "split_input": False}
-    theirs = ResNet(
-        SelectiveKernelBottleneck, **shape, block_args={"sk_kwargs": selection}, num_classes=7
-    ).eval()
-    randomize(theirs)
-    ours = ResNet(Bottleneck, **shape, num_classes=7).eval()
-    report = tp.plug(ours, "sk", "layer?.?.conv2", example=EXAMPLE, start="paper", groups=32)
-    assert len(report.paths) == 4
-    plain = {k: v for k, v in theirs.state_dict().items() if ".conv2." not in k}
-    state = {  # timm writes convolution and norm of these blocks as one layer
+def take_over(ours: nn.Module, theirs: nn.Module, key: str, paths: tuple[str, ...]) -> None:
+    """Load timm's weights where ``conv2`` is a module that needs no norm behind it.
+
+    The host's own norm stays and is set to the identity; its ReLU finds nothing below zero.
+    """
+    state = {  # timm may write a convolution and its norm as one layer
         re.sub(r"\.conv([13])\.bn\.", r".bn\1.", re.sub(r"\.conv([13])\.conv\.", r".conv\1.", k)): v
-        for k, v in plain.items()
+        for k, v in theirs.state_dict().items()
+        if ".conv2." not in k
     }
-    for path in report.paths:
+    for path in paths:
         own = f"{path}."
         weights = {
             k.removeprefix(own): v for k, v in theirs.state_dict().items() if k.startswith(own)
         }
-        converted = tp.convert_state_dict(weights, "sk", source="timm")
-        state |= {f"{path}.torchplug.sk.module.{k}": v for k, v in converted.items()}
-    unused = set(ours.load_state_dict(state, strict=False).missing_keys)
+        converted = tp.convert_state_dict(weights, key, source="timm")
+        state |= {f"{path}.torchplug.{key}.module.{k}": v for k, v in converted.items()}
+    unused = ours.load_state_dict(state, strict=False).missing_keys
     assert all(".conv2.weight" in k or ".bn2." in k for k in unused), unused
     for name, module in ours.named_modules():
         if name.endswith(".bn2"):
             module.running_var.fill_(1 - module.eps)
+
+
+SK = {"sk_kwargs": {"rd_ratio": 1 / 16, "rd_divisor": 32, "split_input": False}}
+REPLACED: dict[str, tuple[type[nn.Module], dict[str, Any], dict[str, Any], dict[str, Any]]] = {
+    "sk": (SelectiveKernelBottleneck, SK, {"cardinality": 32, "base_width": 4}, {"groups": 32}),
+    "splat": (ResNestBottleneck, {"radix": 2}, {}, {}),
+}
+
+
+@pytest.mark.parametrize("key", REPLACED)
+def test_a_resnet_with_replaced_convolutions_computes_what_timms_own_does(key: str) -> None:
+    block, inner, shape, options = REPLACED[key]
+    theirs = ResNet(block, [2, 1, 1, 1], **shape, block_args=inner, num_classes=7).eval()
+    randomize(theirs)
+    ours = ResNet(Bottleneck, [2, 1, 1, 1], **shape, num_classes=7).eval()
+    report = tp.plug(ours, key, "layer?.?.conv2", example=EXAMPLE, start="paper", **options)
+    assert len(report.paths) == 5
+    take_over(ours, theirs, key, report.paths)
     image = torch.randn(EXAMPLE)
     with torch.no_grad():
         wanted, got = theirs(image), ours(image)
