@@ -88,8 +88,10 @@ def test_a_killed_process_costs_only_what_ran_in_it(tmp_path: Path) -> None:
     ended = dict(run_pool(work, jobs, 2))
     assert ended.keys() == set(jobs)
     assert {job for job, death in ended.items() if death} == {("always", 0)}
-    assert "died twice" in str(ended["always", 0])
-    assert len(list(tmp_path.glob("always-*"))) == 2
+    assert "died while it ran alone" in str(ended["always", 0])
+    assert (
+        1 <= len(list(tmp_path.glob("always-*"))) <= 2
+    )  # it may not have begun when the other died
     for seed in range(5):
         assert list(tmp_path.glob(f"calm-{seed}-*"))
 
@@ -109,9 +111,9 @@ def _die_in_training(_: object, module: nn.Module, *__: object) -> None:
 
 def test_a_trial_that_always_kills_its_process_is_a_failure_on_record(tmp_path: Path) -> None:
     maker = functools.partial(die_for_se, os.getpid())
-    with pytest.raises(UsageError, match="died twice"):
+    with pytest.raises(UsageError, match="died while it ran alone"):
         compare(maker, ["se"], seeds=2, recipe=RECIPE, out=tmp_path / "run", workers=2)
     texts = {path.name: path.read_text() for path in (tmp_path / "run" / "trials").iterdir()}
-    assert "died twice" in texts["se--seed-0.json"]
+    assert "died while it ran alone" in texts["se--seed-0.json"]
     assert "finished" in texts["baseline--seed-0.json"]
     assert "finished" in texts["baseline--seed-1.json"]

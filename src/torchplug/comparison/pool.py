@@ -84,7 +84,7 @@ def _run_alone(work: Work, job: Job) -> str | None:
     try:
         list(_run_until_broken(work, [job], 1))
     except _PoolDiedError:
-        return "its process died twice, the second time alone"
+        return "its process died while it ran alone"
     return None
 
 

@@ -79,6 +79,7 @@ class BAM(nn.Module):
     Source:
         BAM: Bottleneck Attention Module, arXiv 1807.06514; Jongchan/attention-module.
 
+    >>> import torch
     >>> BAM(32)(torch.randn(2, 32, 7, 9)).shape
     torch.Size([2, 32, 7, 9])
     """

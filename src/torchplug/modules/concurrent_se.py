@@ -38,6 +38,7 @@ class SpatialExcite(nn.Module):
     Shape:
         ``(N, C, H, W) -> (N, C, H, W)``.
 
+    >>> import torch
     >>> SpatialExcite(8)(torch.randn(1, 8, 3, 5)).shape
     torch.Size([1, 8, 3, 5])
     """
@@ -99,6 +100,7 @@ class ConcurrentSE(nn.Module):
     Source:
         arXiv 1803.02579 (MICCAI, sum) and 1808.08127 (TMI, maximum); ai-med/squeeze_and_excitation.
 
+    >>> import torch
     >>> ConcurrentSE(8)(torch.randn(1, 8, 3, 5)).shape
     torch.Size([1, 8, 3, 5])
     """
