@@ -1,6 +1,5 @@
 """Plug and check, run as a user runs them."""
 
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -63,7 +62,6 @@ def test_base_weights_of_safetensors_are_read(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.skipif(find_spec("torchplug.surgery.drawing") is None, reason="drawings are missing")
 def test_plug_draws_the_plugged_model(tmp_path: Path) -> None:
     done = run("plug", MODEL, *SHAPE, "--plug", "se", "--draw", "model.svg", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

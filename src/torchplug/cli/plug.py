@@ -1,6 +1,5 @@
 """The commands that plug a model and check a file of plugs."""
 
-import importlib
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,9 +12,10 @@ from torch import nn
 
 from torchplug.errors import PlugError, TorchplugError, UsageError, explain, import_extra
 from torchplug.hosts import build_model
+from torchplug.surgery import draw as draw_model
 from torchplug.surgery import load, save
 from torchplug.surgery import plug as plug_model
-from torchplug.surgery.plan import Plan, Start
+from torchplug.surgery.plan import Plan
 from torchplug.surgery.request import Request
 
 console = Console()
@@ -43,7 +43,11 @@ def plug(
     stages: Annotated[str | None, typer.Option(help="only these stages, such as 2,3")] = None,
     every: Annotated[int | None, typer.Option(help="every n-th site of a stage")] = None,
     start: Annotated[
-        str, typer.Option(help="identity: the output is unchanged; paper: as the authors start it")
+        str,
+        typer.Option(
+            help="identity: the output is unchanged; seeded: from the old kernel; "
+            "paper: as the authors start it"
+        ),
     ] = "identity",
     seed: Annotated[int, typer.Option(help="of the modules' initial weights")] = 0,
     shape: _Shape = "1,3,224,224",
@@ -70,7 +74,7 @@ def plug(
             request.module,
             request.at or at,
             example=example,
-            start=_read_start(start),
+            start=start,  # type: ignore[arg-type]
             stages=numbers,
             every=every,
             seed=seed,
@@ -81,7 +85,8 @@ def plug(
         path = save(host, save_as)
         console.print(f"saved {path} ({path.stat().st_size:,} bytes)", highlight=False)
     if draw is not None:
-        _draw(host, draw)
+        draw_model(host, path=draw)
+        console.print(f"drew {draw}", highlight=False)
 
 
 def check(
@@ -145,16 +150,6 @@ def _read_weights(path: Path) -> Any:
         raise UsageError(explain(f"the weights {path} must be readable", got, fix)) from error
 
 
-def _draw(model: nn.Module, path: Path) -> None:
-    drawing = importlib.import_module("torchplug.surgery.drawing")
-    try:
-        path.write_text(drawing.draw(model), encoding="utf-8")
-    except OSError as error:
-        fix = "name a file in a folder that exists and can be written"
-        raise UsageError(explain(f"{path} must be writable", str(error), fix)) from error
-    console.print(f"drew {path}", highlight=False)
-
-
 def read_shape(text: str) -> tuple[int, ...]:
     """Read ``1,3,224,224`` or ``1x3x224x224``."""
     return read_numbers(text.replace("x", ","), "a shape", "1,3,224,224")
@@ -167,10 +162,3 @@ def read_numbers(text: str, what: str, example: str) -> tuple[int, ...]:
     except ValueError:
         fix = f"write it like {example}"
         raise UsageError(explain(f"{what} is a list of numbers", repr(text), fix)) from None
-
-
-def _read_start(text: str) -> Start:
-    if text not in {"identity", "paper"}:
-        fix = "choose 'identity' or 'paper'"
-        raise UsageError(explain("start is one of two words", repr(text), fix))
-    return text  # type: ignore[return-value]

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-SMALLEST = 1 << 17
-"""Elements of a map below which the plain operators are as fast (python -m benchmarks gates)."""
+SMALLEST = 1 << 18
+"""Elements of a map below which pieces gain nothing (``python -m benchmarks.crossover``)."""
 
 PIECE = 1 << 22
 """Bytes of one piece: a few fit in the cache that the cores share."""

@@ -149,10 +149,7 @@ class _Product(_How):
 
     @staticmethod
     def forward(x: Tensor, c: Tensor, s: Tensor) -> Tensor:
-        y = torch.empty_like(x)
-        for yi, xi, ci, si in cut(y, x, c, s):
-            torch.mul(ci, si, out=yi).mul_(xi)
-        return y
+        return _scale_mixed(x, c, s, torch.mul)
 
     @staticmethod
     def backward(
@@ -171,10 +168,7 @@ class _Sum(_How):
 
     @staticmethod
     def forward(x: Tensor, c: Tensor, s: Tensor) -> Tensor:
-        y = torch.empty_like(x)
-        for yi, xi, ci, si in cut(y, x, c, s):
-            torch.add(ci, si, out=yi).mul_(xi)
-        return y
+        return _scale_mixed(x, c, s, torch.add)
 
     @staticmethod
     def backward(
@@ -247,6 +241,13 @@ class _ResidualSum(_How):
         slope = _leave_gated(dy, x, torch.add(c, s, out=torch.empty_like(x)), dx)
         _sum_channels(slope, torch.ones_like(c), ds)
         _sum_positions(slope, dc)
+
+
+def _scale_mixed(x: Tensor, c: Tensor, s: Tensor, mix: Callable[..., Tensor]) -> Tensor:
+    y = torch.empty_like(x)
+    for yi, xi, ci, si in cut(y, x, c, s):
+        mix(ci, si, out=yi).mul_(xi)
+    return y
 
 
 def _add_gated(x: Tensor, c: Tensor, s: Tensor, mix: Callable[..., Tensor]) -> Tensor:

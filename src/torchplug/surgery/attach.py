@@ -206,12 +206,13 @@ _CLASSES: dict[type[nn.Module], Any] = {}
 def _plugged_class(original: type[nn.Module]) -> Any:
     """The subclass of a host's class that runs plugs, made once; it bears the host's name."""
     if original not in _CLASSES:
-        _CLASSES[original] = _make_plugged_class(original)
+        mixin = mixin_for(original, _Plugged, _PluggedSequential, _PluggedDict)
+        _CLASSES[original] = make_class(original, mixin)
     return _CLASSES[original]
 
 
-def _make_plugged_class(original: type[nn.Module]) -> Any:
-    mixin = mixin_for(original, _Plugged, _PluggedSequential, _PluggedDict)
+def make_class(original: type[nn.Module], mixin: type) -> Any:
+    """Return a subclass of a host's class with what ``mixin`` adds, under the host's name."""
     members = {
         "_torchplug_class": original,
         "__module__": original.__module__,

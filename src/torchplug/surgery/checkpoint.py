@@ -17,25 +17,19 @@ from torchplug.surgery.plan import Plan
 from torchplug.surgery.plug import attach_steps, check_host, plug, unplug
 from torchplug.surgery.plugfile import PlugFile, read_plug_file, read_tensors, write_plug_file
 from torchplug.surgery.rebuild import Factories, build_empty, build_steps
-from torchplug.surgery.report import PlugReport, count_gates
+from torchplug.surgery.report import Count, PlugReport, count_parameters
 from torchplug.surgery.scene import Scene
 from torchplug.surgery.trace import Arguments, read_example
 from torchplug.surgery.verify import Base, Step, verify
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoadReport:
+class LoadReport(Count):
     """What :func:`torchplug.load` did; printing it tells the user."""
 
-    plan: Plan
     tensors: int
     """Tensors of plugs that were read from the file."""
 
-    base_parameters: int
-    module_parameters: int
-    """Parameters of the plugged modules, without the identity-start gates."""
-
-    gate_parameters: int
     same_base: bool
     """Whether the base has the very weights that it had when the file was saved."""
 
@@ -44,16 +38,6 @@ class LoadReport:
 
     max_difference: float | None
     """Largest absolute difference that the plugs make to the output on the example."""
-
-    @property
-    def parameters(self) -> int:
-        """Parameters of base, modules and gates together."""
-        return self.base_parameters + self.module_parameters + self.gate_parameters
-
-    @property
-    def paths(self) -> tuple[str, ...]:
-        """The plugged modules of the host."""
-        return tuple(planned.path for planned in self.plan.plugs)
 
     def __str__(self) -> str:
         names = ", ".join(sorted({planned.module for planned in self.plan.plugs}))
@@ -212,14 +196,12 @@ def load(
         own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
         step.module.load_state_dict(own, strict=True)
     difference = _attach(model, steps, file.plan, scene)
-    modules = [step.module for step in steps]
-    gates = count_gates(modules)
-    added = sum(p.numel() for module in modules for p in module.parameters())
+    added, gates = count_parameters([step.module for step in steps])
     return LoadReport(
         plan=file.plan,
         tensors=len(tensors),
-        base_parameters=sum(p.numel() for p in model.parameters()) - added,
-        module_parameters=added - gates,
+        base_parameters=sum(p.numel() for p in model.parameters()) - added - gates,
+        module_parameters=added,
         gate_parameters=gates,
         same_base=same_base,
         versions=file.versions,

@@ -60,7 +60,7 @@ def draw(model: nn.Module, example: Any = None, path: str | Path | None = None) 
     outline = Outliner(model, trace).outline()
     text = _Drawing(outline, name_class(model)).render()
     if file is not None:
-        file.write_text(text, encoding="utf-8")
+        _write(file, text)
     return text
 
 
@@ -73,6 +73,14 @@ def _check_path(path: Path) -> Path:
         )
         raise UsageError(text)
     return path
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        fix = "name a file in a folder that exists and can be written"
+        raise UsageError(explain(f"{path} must be writable", str(error), fix)) from error
 
 
 def _clean(text: str) -> str:

@@ -30,6 +30,7 @@ from torchplug.surgery.attach import (
     _PluggedSequential,
     attach,
     detach,
+    make_class,
     mixin_for,
 )
 from torchplug.surgery.plan import Plan
@@ -232,14 +233,8 @@ _CLASSES: dict[type[nn.Module], Any] = {}
 def _op_class(original: type[nn.Module]) -> Any:
     """The subclass of a host's class that runs plugs at operations; it bears the host's name."""
     if original not in _CLASSES:
-        members = {
-            "_torchplug_class": original,
-            "__module__": original.__module__,
-            "__qualname__": original.__qualname__,
-            "__doc__": original.__doc__,
-        }
         mixin = mixin_for(original, _OpPlugged, _OpPluggedSequential, _OpPluggedDict)
-        _CLASSES[original] = type(original.__name__, (mixin, original), members)
+        _CLASSES[original] = make_class(original, mixin)
     return _CLASSES[original]
 
 

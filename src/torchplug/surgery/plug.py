@@ -15,7 +15,7 @@ from torchplug.surgery.memory import forget, remember
 from torchplug.surgery.op_anchor import attach_at, detach_at
 from torchplug.surgery.plan import Mode, Plan, PlannedPlug, Start
 from torchplug.surgery.replace import Replacement, find_resting
-from torchplug.surgery.report import PlugReport, count_gates
+from torchplug.surgery.report import PlugReport, count_parameters
 from torchplug.surgery.scene import Scene
 from torchplug.surgery.select import At
 from torchplug.surgery.sites import Site
@@ -121,14 +121,12 @@ def _attach(
         unplug(model, steps=[(step.planned.path, step.planned.name) for step in steps])
         raise
     remember(model, [(step.planned, step.module) for step in steps])
-    modules = [step.module for step in steps]
-    gates = count_gates(modules)
-    added = sum(p.numel() for module in modules for p in module.parameters())
+    added, gates = count_parameters([step.module for step in steps])
     return PlugReport(
         plan=plan,
         base_tensors=len(base.state),
         base_parameters=base.parameters,
-        module_parameters=added - gates,
+        module_parameters=added,
         gate_parameters=gates,
         max_difference=change.absolute,
         max_relative_difference=change.relative,

@@ -11,19 +11,34 @@ from torchplug.surgery.replace import Blend
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlugReport:
-    """What :func:`torchplug.plug` did; printing it tells the user."""
+class Count:
+    """What is plugged where, and how many parameters there are."""
 
     plan: Plan
-    base_tensors: int
-    """Parameters and buffers of the base; all kept, or the plug would have been rolled back."""
-
     base_parameters: int
     module_parameters: int
     """Parameters of the plugged modules, without the identity-start gates."""
 
     gate_parameters: int
     """One for each plug that needed a gate to start as the identity."""
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of base, modules and gates together."""
+        return self.base_parameters + self.module_parameters + self.gate_parameters
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The plugged modules of the host."""
+        return tuple(plug.path for plug in self.plan.plugs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlugReport(Count):
+    """What :func:`torchplug.plug` did; printing it tells the user."""
+
+    base_tensors: int
+    """Parameters and buffers of the base; all kept, or the plug would have been rolled back."""
 
     max_difference: float
     """Largest absolute difference of the output on the example, plugged against base."""
@@ -39,16 +54,6 @@ class PlugReport:
 
     skipped: tuple[tuple[str, str], ...] = ()
     """Places of the module's own paper that it does not fit, each with the reason."""
-
-    @property
-    def parameters(self) -> int:
-        """Parameters of base, modules and gates together."""
-        return self.base_parameters + self.module_parameters + self.gate_parameters
-
-    @property
-    def paths(self) -> tuple[str, ...]:
-        """The plugged modules of the host."""
-        return tuple(plug.path for plug in self.plan.plugs)
 
     def __str__(self) -> str:
         names = sorted({plug.module for plug in self.plan.plugs})
@@ -95,7 +100,8 @@ def _shorten(paths: tuple[str, ...], most: int = 6) -> str:
     return f"{', '.join(paths[: most - 1])}, … {paths[-1]}"
 
 
-def count_gates(plugs: list[nn.Module]) -> int:
-    """Count the parameters that the identity start added."""
+def count_parameters(plugs: list[nn.Module]) -> tuple[int, int]:
+    """Return the parameters of the modules, and those that the identity start added."""
     gains = [plug.gain for plug in plugs if isinstance(plug, (IdentityStart, Blend, Intake))]
-    return sum(gain.numel() for gain in gains if gain is not None)
+    gates = sum(gain.numel() for gain in gains if gain is not None)
+    return sum(p.numel() for plug in plugs for p in plug.parameters()) - gates, gates
