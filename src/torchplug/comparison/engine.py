@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from torchplug.comparison.arms import Study
 from torchplug.comparison.pool import Job, Work, run_pool
 from torchplug.comparison.spec import Variant
 from torchplug.comparison.store import Store, is_sealed, read_json, seal, write_json
-from torchplug.comparison.trial import Study, run_trial
+from torchplug.comparison.trial import run_trial
 
 
 @dataclass(frozen=True, kw_only=True)

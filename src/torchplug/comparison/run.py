@@ -15,26 +15,28 @@ import torch
 from torch import nn
 
 from torchplug.analysis import count_flops, count_parameters
+from torchplug.comparison.arms import (
+    MakeModel,
+    Study,
+    build_base,
+    hash_weights,
+    input_channels,
+    plug_variant,
+)
 from torchplug.comparison.data import ImageData, load_data
 from torchplug.comparison.engine import Event, OnEvent, run_and_store, run_missing
 from torchplug.comparison.environment import describe_environment, merge_environments
 from torchplug.comparison.pool import Job, Work, check_workers
 from torchplug.comparison.recipe import Recipe
 from torchplug.comparison.result import ComparisonResult, summarize, to_json
+from torchplug.comparison.seeds import derive_seed
 from torchplug.comparison.spec import Comparison, Variant, read_seeds
 from torchplug.comparison.store import SPECIFICATION, Store, read_json, write_json, write_text
-from torchplug.comparison.trial import (
-    MakeModel,
-    Study,
-    build_base,
-    check_model,
-    hash_weights,
-    input_channels,
-    plug_variant,
-)
+from torchplug.comparison.trial import check_model
 from torchplug.errors import UsageError, explain
 from torchplug.hosts import build_model
 from torchplug.surgery import Plan
+from torchplug.surgery.plan import PlannedPlug
 
 Cost = dict[str, Any]
 
@@ -197,11 +199,13 @@ def _make_maker(
 
 def _rehearse(study: Study) -> tuple[dict[str, Plan], dict[str, Cost]]:
     """Build and plug every variant once, before anything is written."""
-    plans, costs, weights = {}, {}, ""
+    plans: dict[str, Plan] = {}
+    costs: dict[str, Cost] = {}
+    weights = ""
     seed = study.comparison.seeds[0]
     for variant in study.comparison.arms:
         model = build_base(study, seed)
-        if variant.module is None:
+        if not plans:
             check_model(study, model)
             weights = hash_weights(model)
         if hash_weights(model) != weights:
@@ -212,23 +216,26 @@ def _rehearse(study: Study) -> tuple[dict[str, Plan], dict[str, Cost]]:
             )
             raise UsageError(text)
         base = count_parameters(model)
-        report = plug_variant(model, variant, study, seed)
+        reports = plug_variant(model, variant, study, seed)
         channels = input_channels(model) or study.data.channels
+        planned = tuple(plug for report in reports for plug in report.plan.plugs)
         costs[variant.name] = {
-            "places": _describe_places(report.plan) if report else "-",
+            "places": _describe_places(planned),
             "parameters": count_parameters(model),
             "added": count_parameters(model) - base,
             "flops": count_flops(model, (1, channels, *study.data.shape[2:])),
         }
-        if report is not None:
-            report.plan.to_json()  # options that no file can hold are refused before a file exists
-            plans[variant.name] = report.plan
+        plan = Plan(host=type(model).__name__, plugs=planned, seed=derive_seed("modules", seed))
+        plan.to_json()  # options that no file can hold are refused before a file exists
+        plans[variant.name] = plan
     return plans, costs
 
 
-def _describe_places(plan: Plan) -> str:
-    roles = [plug.role for plug in plan.plugs]
-    names = [plug.path for plug in plan.plugs]
+def _describe_places(planned: Sequence[PlannedPlug]) -> str:
+    if not planned:
+        return "-"
+    roles = [plug.role for plug in planned]
+    names = [plug.path for plug in planned]
     if set(roles) == {"named"}:
         return names[0] if len(names) == 1 else f"{len(names)} x named"
     return ", ".join(f"{roles.count(role)} x {role}" for role in dict.fromkeys(roles))

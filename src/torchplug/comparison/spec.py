@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import quote
 
 from torchplug.comparison.recipe import Recipe
@@ -14,34 +14,72 @@ from torchplug.errors import UsageError, explain
 from torchplug.surgery.request import Request
 
 BASELINE = "baseline"
+AGAIN = "baseline again"
 FEWEST_SEEDS = 2
+_FRESH = 10_000_000  # what the seeds of the A/A control are moved by
+
+TaskName = Literal["classification", "segmentation", "detection"]
+Control = Literal["again", "parameters", "latency", "placebo"]
+Goal = Literal["max", "min"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """One plan to try: a module, where it goes, and its options; the baseline has none."""
+    """One plan to try; the baseline has no plugs.
+
+    >>> Variant(name="both", plugs=("se", "cbam@stage")).plugs[1].at
+    'stage'
+    """
 
     name: str
-    module: str | None = None
-    at: str | None = None
-    """A role, path or glob; ``None`` is the place in the module's paper."""
+    plugs: tuple[Request, ...] = ()
+    """Plugged one after the other; texts such as ``"cbam@stage:reduction=8"`` are read."""
 
-    options: Mapping[str, Any] = field(default_factory=dict)
+    control: Control | None = None
+    """What the arm controls for; ``None`` for the baseline and what is compared with it."""
+
+    of: str = ""
+    """The variant that a control belongs to."""
+
+    details: Mapping[str, Any] = field(default_factory=dict)
+    """What a control was brought to, such as the widths of a widened stage."""
+
+    def __post_init__(self) -> None:
+        read = tuple(Request.parse(plug) if isinstance(plug, str) else plug for plug in self.plugs)
+        object.__setattr__(self, "plugs", read)
 
     @classmethod
     def parse(cls, text: str) -> "Variant":
-        """Read ``MODULE[@PLACE][:OPTION=VALUE,…]``.
+        """Read ``MODULE[@PLACE][:OPTION=VALUE,…]``, several of them joined by `` + ``.
 
-        >>> Variant.parse("cbam@stage:reduction=8")
-        Variant(name='cbam@stage:reduction=8', module='cbam', at='stage', options={'reduction': 8})
+        >>> [plug.module for plug in Variant.parse("se + cbam@stage").plugs]
+        ['se', 'cbam']
         """
-        request = Request.parse(text)
-        return cls(name=text, module=request.module, at=request.at, options=request.options)
+        parts = [part.strip() for part in text.split(" + ")]
+        return cls(name=text, plugs=tuple(Request.parse(part) for part in parts))
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "Variant":
+        """Read what :func:`dataclasses.asdict` and JSON made of a variant."""
+        plugs = tuple(_read_request(plug) for plug in content.get("plugs", ()))
+        return cls(**{**content, "plugs": plugs})
 
     @property
     def slug(self) -> str:
         """The name as part of a file name; two names never share one."""
         return quote(self.name, safe="@=,")
+
+    def stream(self, seed: int) -> int:
+        """Return the seed that the random streams of a trial are derived from.
+
+        It is the trial's own, and so shared by all arms; the A/A control gets a fresh one.
+        """
+        return seed + _FRESH if self.control == "again" else seed
+
+
+def _read_request(content: Mapping[str, Any]) -> Request:
+    stages = content.get("stages")
+    return Request(**{**content, "stages": None if stages is None else tuple(stages)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,13 +90,43 @@ class Comparison:
     data: str
     variants: tuple[Variant, ...]
     seeds: tuple[int, ...]
+    task: TaskName = "classification"
+    metric: str = ""
+    """The one that decides, named before the start; empty is the task's own."""
+
+    goal: Goal = "max"
+    """Whether more of the metric is better, or less."""
+
     recipe: Recipe = field(default_factory=Recipe)
     image_size: int | None = None
     model_options: Mapping[str, Any] = field(default_factory=dict)
+    base: str = "scratch"
+    """Where training starts: ``scratch``; ``trained``, a baseline trained once by the same recipe;
+    or the path of a checkpoint. All arms start from it and are trained for the same steps."""
+
     margin: float | None = None
     """The smallest difference worth having, in points; ``None`` is 0.2 or one standard error."""
 
+    controls: tuple[Control, ...] = ()
+    """Asked for, for every variant. The baseline again is always there, and a variant that wins
+    gets ``parameters`` and ``placebo`` in any case."""
+
+    futility: bool = False
+    """Stop a variant that can no longer reach the margin; it is reported, never dropped."""
+
+    budget_hours: float | None = None
+    """Begin no trial after this time."""
+
+    command: str = ""
+    """A program that is the trial: ``python train.py --seed {seed} --plan {plan} --out {out}``."""
+
+    metric_file: str = ""
+    """Where the program leaves the metric: ``{out}/metrics.json:map50``."""
+
     device: str = "cpu"
+    devices: int = 1
+    """Of one trial; more than one train together by Lightning's DDP."""
+
     model_digest: str = ""
     """Hash of the base: a changed file or function is another model under the same name."""
 
@@ -79,27 +147,29 @@ class Comparison:
         names = [variant.name for variant in self.arms]
         doubled = sorted({name for name in names if names.count(name) > 1})
         if doubled:
-            fix = "name each variant once"
+            fix = "name each variant once, and none 'baseline'"
             raise UsageError(explain("variants must differ", ", ".join(doubled), fix))
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "Comparison":
         """Read what :meth:`to_json` wrote."""
         fields = dict(content)
-        fields["variants"] = tuple(Variant(**variant) for variant in content["variants"])
-        fields["seeds"] = tuple(content["seeds"])
+        fields["variants"] = tuple(Variant.from_dict(each) for each in content["variants"])
+        for name in ("seeds", "controls"):
+            fields[name] = tuple(content[name])
         fields["recipe"] = Recipe.from_dict(content["recipe"])
         return cls(**fields)
 
     @property
     def arms(self) -> tuple[Variant, ...]:
-        """The baseline and the variants."""
-        return (Variant(name=BASELINE), *self.variants)
+        """The baseline, the variants, and the baseline again; other controls come by the run."""
+        again = Variant(name=AGAIN, control="again", of=BASELINE)
+        return (Variant(name=BASELINE), *self.variants, again)
 
-    def trials(self) -> Iterator[tuple[Variant, int]]:
+    def trials(self, arms: Sequence[Variant] | None = None) -> Iterator[tuple[Variant, int]]:
         """Yield every trial, seed by seed: an interrupted comparison holds whole pairs."""
         for seed in self.seeds:
-            for arm in self.arms:
+            for arm in self.arms if arms is None else arms:
                 yield arm, seed
 
     def to_json(self) -> str:
@@ -110,13 +180,17 @@ class Comparison:
             fix = "use options that are numbers, texts, booleans or lists of these"
             raise UsageError(explain("a comparison is kept as JSON", str(error), fix)) from error
 
-    def digest(self, variant: Variant, seed: int) -> str:
-        """Return the hash of all that decides one trial: not how many others there are."""
+    def specify(self, variant: Variant, seed: int) -> dict[str, Any]:
+        """Return all that decides one trial: not how many others there are, nor when to stop."""
         content = dataclasses.asdict(self)
-        for other in ("variants", "seeds", "margin"):
+        for other in ("variants", "seeds", "margin", "controls", "futility", "budget_hours"):
             del content[other]
-        content |= {"variant": dataclasses.asdict(variant), "seed": seed}
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        return content | {"variant": dataclasses.asdict(variant), "seed": seed}
+
+    def digest(self, variant: Variant, seed: int) -> str:
+        """Return the hash of what decides one trial."""
+        text = json.dumps(self.specify(variant, seed), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
 
 
 def find_differences(old: Any, new: Any, path: str = "") -> list[str]:

@@ -1,63 +1,26 @@
 """One trial: one variant, one seed, trained and tested; its record is equal in every repetition."""
 
-import hashlib
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from torchplug.comparison.data import ImageData
+from torchplug.comparison.arms import (
+    Study,
+    describe_parameters,
+    input_channels,
+    make_example,
+    prepare_model,
+)
 from torchplug.comparison.recipe import Augment, Recipe
-from torchplug.comparison.seeds import derive_seed, deterministic, make_generator
-from torchplug.comparison.spec import Comparison, Variant
+from torchplug.comparison.seeds import deterministic, make_generator
+from torchplug.comparison.spec import Variant
 from torchplug.comparison.split import Split
 from torchplug.errors import UsageError, explain
-from torchplug.surgery import PlugReport, plug
 
-MakeModel = Callable[[], nn.Module]
 _TEST_BATCH = 256
-
-
-@dataclass(frozen=True)
-class Study:
-    """What the trials of one comparison share: specification, data, and the maker of the base."""
-
-    comparison: Comparison
-    data: ImageData
-    make_model: MakeModel
-
-
-def build_base(study: Study, seed: int) -> nn.Module:
-    """Return the base with the initial weights of ``seed``: the same for every variant."""
-    with deterministic("base", seed):
-        return study.make_model()
-
-
-def plug_variant(model: nn.Module, variant: Variant, study: Study, seed: int) -> PlugReport | None:
-    """Plug a variant into a base, with module weights from a stream of their own."""
-    if variant.module is None:
-        return None
-    return plug(
-        model,
-        variant.module,
-        variant.at,
-        example=_example(model, study.data),
-        seed=derive_seed("modules", seed),
-        **variant.options,
-    )
-
-
-def input_channels(model: nn.Module) -> int | None:
-    """Return the channels that the first convolution reads."""
-    convolutions = (module for module in model.modules() if isinstance(module, nn.Conv2d))
-    return next((module.in_channels for module in convolutions), None)
-
-
-def _example(model: nn.Module, data: ImageData) -> tuple[int, ...]:
-    return (1, input_channels(model) or data.channels, *data.shape[2:])
 
 
 def run_trial(
@@ -69,11 +32,9 @@ def run_trial(
     ``finished``, or ``diverged`` when the loss is no longer a number.
     """
     comparison = study.comparison
-    model = build_base(study, seed)
-    base_weights = hash_weights(model)
-    report = plug_variant(model, variant, study, seed)
-    with deterministic("training", seed):
-        training = _Training(study, model.to(comparison.device), seed)
+    arm = prepare_model(study, variant, seed)
+    with deterministic("training", variant.stream(seed)):
+        training = _Training(study, arm.model.to(comparison.device), variant.stream(seed))
         curve = training.run(on_epoch)
         finished = len(curve) == comparison.recipe.epochs
         wrong = training.find_errors(study.data.test) if finished else None
@@ -88,28 +49,10 @@ def run_trial(
         "errors": wrong,
         "tested": tested,
         "curve": curve,
-        "base_weights": base_weights,
+        "base_weights": arm.base_weights,
         "data": study.data.digest,
-        "parameters": {
-            "base": report.base_parameters if report else _count(model),
-            "modules": report.module_parameters if report else 0,
-            "gates": report.gate_parameters if report else 0,
-        },
+        "parameters": describe_parameters(arm),
     }
-
-
-def _count(model: nn.Module) -> int:
-    return sum(p.numel() for p in model.parameters())
-
-
-def hash_weights(model: nn.Module) -> str:
-    """Return a hash of all parameters and buffers, by name."""
-    hashed = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        values = tensor.detach().cpu().contiguous()
-        hashed.update(f"{name} {tuple(values.shape)} {values.dtype}".encode())
-        hashed.update(values.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return hashed.hexdigest()
 
 
 class _Training:
@@ -220,7 +163,7 @@ def check_model(study: Study, model: nn.Module) -> None:
             "use a model that takes in_channels=, or other data",
         )
         raise UsageError(text)
-    shape, count = _example(model, data), len(data.classes)
+    shape, count = make_example(model, data), len(data.classes)
     model.eval()
     try:
         with torch.no_grad():

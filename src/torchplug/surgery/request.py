@@ -7,6 +7,7 @@ from typing import Any
 
 from torchplug.catalog import get_card
 from torchplug.errors import UsageError, explain
+from torchplug.surgery.plan import Start
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +19,9 @@ class Request:
     """A role, path or glob; ``None`` is the place in the module's paper."""
 
     options: Mapping[str, Any] = field(default_factory=dict)
+    start: Start = "identity"
+    stages: tuple[int, ...] | None = None
+    every: int | None = None
 
     @classmethod
     def parse(cls, text: str) -> "Request":
@@ -27,7 +31,8 @@ class Request:
             UsageError: if the module is unknown or the text has another form.
 
         >>> Request.parse("cbam@stage:reduction=8")
-        Request(module='cbam', at='stage', options={'reduction': 8})
+        Request(module='cbam', at='stage', options={'reduction': 8}, start='identity', stages=None,
+                every=None)
         """
         head, colon, tail = text.rpartition(":")
         if not colon or "=" not in tail:  # "se@re:layer.*" has a colon and no options
