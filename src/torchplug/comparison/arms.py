@@ -1,12 +1,12 @@
 """Build the model of one arm: the base with its initial weights, and what is plugged into it."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from torchplug.comparison.data import ImageData
 from torchplug.comparison.seeds import derive_seed, deterministic
@@ -23,6 +23,8 @@ class Study:
     comparison: Comparison
     data: ImageData
     make_model: MakeModel
+    start: Mapping[str, Tensor] | None = None
+    """Weights that every base starts from: of a checkpoint, or of a baseline trained once."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,10 @@ def prepare_model(study: Study, variant: Variant, seed: int) -> Arm:
 def build_base(study: Study, seed: int) -> nn.Module:
     """Return the base with the initial weights of ``seed``: the same for every variant."""
     with deterministic("base", seed):
-        return study.make_model()
+        model = study.make_model()
+    if study.start is not None:
+        model.load_state_dict(study.start)
+    return model
 
 
 def plug_variant(
