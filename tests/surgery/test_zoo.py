@@ -33,6 +33,7 @@ class Case:
     stages: list[str]
     backbone_end: str
     conv3x3: int
+    decoder: tuple[str, ...] = ()
     upsample: int = 0
     merge: int = 0
     pyramid: int = 0
@@ -135,10 +136,38 @@ ZOO = {
         merge=10,
         pyramid=4,
     ),
-    "smp Unet": Case(sm("Unet"), 16, ENCODER, "encoder.layer4", 43, upsample=5, merge=4, pyramid=4),
-    "smp FPN": Case(sm("FPN"), 16, ENCODER, "encoder.layer4", 39, upsample=9, merge=3, pyramid=4),
+    "smp Unet": Case(
+        sm("Unet"),
+        16,
+        ENCODER,
+        "encoder.layer4",
+        43,
+        tuple(names("decoder.blocks.{}", 0, 1, 2, 3, 4)),
+        upsample=5,
+        merge=4,
+        pyramid=4,
+    ),
+    "smp FPN": Case(
+        sm("FPN"),
+        16,
+        ENCODER,
+        "encoder.layer4",
+        39,
+        tuple(names("decoder.p{}", 4, 3, 2)),
+        upsample=9,
+        merge=3,
+        pyramid=4,
+    ),
     "smp DeepLabV3Plus": Case(
-        sm("DeepLabV3Plus"), 16, ENCODER, "encoder.layer4", 37, upsample=2, merge=2, pyramid=2
+        sm("DeepLabV3Plus"),
+        16,
+        ENCODER,
+        "encoder.layer4",
+        37,
+        ("decoder.block2",),
+        upsample=2,
+        merge=2,
+        pyramid=2,
     ),
     "smp PSPNet": Case(sm("PSPNet"), 7, ENCODER[:2], "encoder.layer2", 15, upsample=4, merge=1),
     "ultralytics yolov8n": Case(
@@ -147,6 +176,7 @@ ZOO = {
         names("model.{}", 2, 4, 6, 9),
         "model.9",
         39,
+        ("model.12", "model.15"),
         upsample=2,
         merge=2,
         pyramid=3,
@@ -157,6 +187,7 @@ ZOO = {
         names("model.{}", 2, 4, 6, 8, 10),
         "model.10",
         79,
+        ("model.19", "model.26"),
         upsample=2,
         merge=2,
         pyramid=3,
@@ -204,9 +235,15 @@ def test_every_place_is_found_and_takes_a_plug(name: str) -> None:
     sites = tp.sites(model, case.example)
     assert [site.path for site in sites.with_role("stage")] == case.stages
     assert [site.path for site in sites.with_role("backbone_end")] == [case.backbone_end]
-    counts = {"bottleneck": case.blocks, "block": case.blocks, "conv3x3": case.conv3x3}
+    counts = {
+        "bottleneck": case.blocks,
+        "block": case.blocks + len(case.decoder),
+        "conv3x3": case.conv3x3,
+    }
     counts |= {"upsample": case.upsample, "merge": case.merge, "pyramid": case.pyramid}
     assert {role: sites.roles[role] for role in counts} == counts
+    blocks = [site.path for site in sites.with_role("block")]
+    assert tuple(path for path in blocks if path in case.decoder) == case.decoder
     for role in sites.roles:
         check_plug(model, case, role, {site.anchor for site in sites.with_role(role)})
 

@@ -100,6 +100,9 @@ def _select_entrances(scene: Scene, recipe: Recipe, at: Any) -> list[Site]:
 
 def find_misfit(recipe: Recipe, site: Site, scene: Scene) -> str:
     """Say why the module's own paper leaves out a site that has the right role, or nothing."""
+    is_block = recipe.card is not None and recipe.card.kind == "block"
+    if is_block and site.path not in scene.residual_blocks:
+        return "its paper replaces residual blocks only"
     host = scene.model.get_submodule(site.path)
     if not isinstance(host, nn.Conv2d):
         return ""

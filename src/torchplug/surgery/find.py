@@ -8,8 +8,9 @@ from torch import nn
 
 from torchplug.errors import PlugError, explain
 from torchplug.surgery.attach import Holder
+from torchplug.surgery.decoder import find_decoder_blocks, find_encoder_blocks
 from torchplug.surgery.metadata import TRACE, USER, Known, read_roles
-from torchplug.surgery.neck import find_neck
+from torchplug.surgery.neck import Neck, find_neck
 from torchplug.surgery.op_anchor import OpPoint, family, parse_anchor
 from torchplug.surgery.roles import ResidualBlock, Stages, find_blocks, find_image, find_stages
 from torchplug.surgery.sites import NAMED, ROLES, Site, Sites
@@ -116,7 +117,9 @@ def _said_sites(
 
 def _traced_sites(blocks: list[ResidualBlock], maker: "_SiteMaker") -> Iterator[Site | None]:
     trace, stages = maker.trace, maker.stages
-    yield from _sites_of_blocks(blocks, maker)
+    neck = find_neck(trace, stages.backbone_end)
+    yield from _ends_of_branches(blocks, maker)
+    yield from _sites_of_blocks(blocks, neck, maker)
     for value in stages.ends:
         yield maker.at_end("stage", value)
     if stages.backbone_end is not None:
@@ -125,11 +128,10 @@ def _traced_sites(blocks: list[ResidualBlock], maker: "_SiteMaker") -> Iterator[
         for call in value.producers:
             if trace.runs[call.path] == 1 and maker.kernel_of(call.path) == (3, 3):
                 yield maker.make("conv3x3", value, [call])
-    yield from _sites_of_neck(maker)
+    yield from _sites_of_neck(neck, maker)
 
 
-def _sites_of_neck(maker: "_SiteMaker") -> Iterator[Site | None]:
-    neck = find_neck(maker.trace, maker.stages.backbone_end)
+def _sites_of_neck(neck: Neck, maker: "_SiteMaker") -> Iterator[Site | None]:
     for value in neck.upsamples:
         yield maker.place("upsample", value, maker.innermost(value))
     for value in neck.merges:
@@ -138,17 +140,31 @@ def _sites_of_neck(maker: "_SiteMaker") -> Iterator[Site | None]:
         yield maker.at_end("pyramid", value)
 
 
-def _sites_of_blocks(blocks: list[ResidualBlock], maker: "_SiteMaker") -> Iterator[Site | None]:
-    """The ends of the residual branches, then the outputs of the blocks."""
+def _ends_of_branches(blocks: list[ResidualBlock], maker: "_SiteMaker") -> Iterator[Site | None]:
     for block in blocks:
         within = [call for call in block.branch.producers if call.path != block.call.path]
         inside = [call for call in within if _is_under(call.path, block.call.path)]
         operand = block.add.inputs.index(block.branch)
         yield maker.place("bottleneck", block.branch, inside[-1:], (block.add, operand))
+
+
+def _sites_of_blocks(
+    blocks: list[ResidualBlock], neck: Neck, maker: "_SiteMaker"
+) -> Iterator[Site | None]:
+    """The outputs of residual blocks and of a decoder's, and of a plain encoder before it."""
+    trace, stages = maker.trace, maker.stages
+    outputs: dict[Value, list[Call]] = {}
     for block in blocks:
-        outputs = [value for value in maker.trace.maps if block.call in value.producers]
-        if outputs:
-            yield maker.make("block", outputs[-1], [block.call])
+        returned = [value for value in trace.maps if block.call in value.producers]
+        if returned:
+            outputs.setdefault(returned[-1], [block.call])
+    decoder = find_decoder_blocks(trace, neck, stages)
+    for found in decoder:
+        outputs.setdefault(found.output, [found.call])
+    for value in find_encoder_blocks(neck, stages, blocks) if decoder else []:
+        outputs.setdefault(value, maker.outermost(value))
+    for value in sorted(outputs, key=lambda value: value.index):
+        yield maker.make("block", value, outputs[value])
 
 
 class _SiteMaker:

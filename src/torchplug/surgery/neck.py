@@ -18,6 +18,9 @@ class Neck:
     merges: tuple[Value, ...] = ()
     """For each of them the first add, concatenation or product with another map."""
 
+    joined: tuple[tuple[Value, Value | None], ...] = ()
+    """Each enlarged map with its merge, if there is one."""
+
     levels: tuple[Value, ...] = ()
     """The maps of different sizes that the neck hands on, one of each size."""
 
@@ -27,21 +30,21 @@ def find_neck(trace: Trace, backbone_end: Value | None) -> Neck:
     image = find_image(trace)
     if image is None:
         return Neck()
-    upsamples = [value for value in find_upsamples(trace, image) if _is_computed_from(value)]
+    upsamples = [value for value in find_upsamples(trace, image) if is_computed_from(value)]
     pairs = [(value, _find_merge(value, trace)) for value in upsamples]
     joined = [(value, merge) for value, merge in pairs if merge is not None]
     merges = {merge: None for _, merge in joined}
     levels = _find_returned(trace, max((merge.index for merge in merges), default=-1))
     if not levels:
         levels = _find_chain(joined, trace, backbone_end)
-    return Neck(tuple(upsamples), tuple(sorted(merges, key=_position)), levels)
+    return Neck(tuple(upsamples), tuple(sorted(merges, key=_position)), tuple(pairs), levels)
 
 
 def _position(value: Value) -> int:
     return value.index
 
 
-def _is_computed_from(value: Value) -> bool:
+def is_computed_from(value: Value) -> bool:
     """Whether a convolution or another mixing operation reads what is made from ``value``."""
     seen: set[Value] = set()
     pending = list(value.users)

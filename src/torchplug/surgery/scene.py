@@ -13,6 +13,7 @@ from torchplug.surgery.intake import Entrance, drop_unused, find_entrances
 from torchplug.surgery.measure import counting_flops
 from torchplug.surgery.op_anchor import parse_anchor
 from torchplug.surgery.plan import Mode, Plan, PlannedPlug
+from torchplug.surgery.roles import find_blocks
 from torchplug.surgery.sites import NAMED, Site, Sites
 from torchplug.surgery.trace import Arguments, Call, record
 
@@ -49,6 +50,11 @@ class Scene:
     def sites_for(self, mode: Mode) -> Sites:
         """Return the sites among which a plug of this mode chooses."""
         return self.entrance_sites if mode == "merge" else self.sites
+
+    @cached_property
+    def residual_blocks(self) -> frozenset[str]:
+        """Paths of the modules that execute a residual add."""
+        return frozenset(block.call.path for block in find_blocks(self.trace))
 
     @cached_property
     def first_convolution(self) -> str | None:

@@ -13,7 +13,7 @@ from torchplug.surgery.metadata import TRACE
 
 ROLES = {
     "bottleneck": "the residual branch, before the add",
-    "block": "after a residual block",
+    "block": "after a residual block, or a block of a decoder",
     "stage": "the end of a stage",
     "backbone_end": "the last map before pooling or head",
     "conv3x3": "the output of a 3x3 convolution",
