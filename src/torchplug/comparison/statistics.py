@@ -7,7 +7,6 @@ bootstrap over seeds never decides: with three to five seeds its intervals are f
 """
 
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,13 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
-from statsmodels.stats.power import TTestPower
 from statsmodels.stats.weightstats import ttost_paired
 
-ALPHA = 0.05
-POWER = 0.8
+from torchplug.comparison.planning import ALPHA, minimum_detectable, seeds_for
+
 LEAST_MARGIN = 0.2
-"""Points of accuracy: smaller differences are taken to be of no practical interest."""
+"""Percentage points: smaller differences are taken to be of no practical interest."""
 
 _BOOTSTRAP_CHUNK = 100
 _EXACT_SEEDS = 16
@@ -32,7 +30,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """A two-sided interval, in points."""
+    """A two-sided interval, in the unit of the metric."""
 
     low: float
     high: float
@@ -40,9 +38,15 @@ class Interval:
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """A variant against the baseline, over the same seeds; all in points of accuracy."""
+    """A variant against the baseline, over the same seeds, in the unit of the metric.
+
+    Differences are gains: above zero the variant is the better one, whether the metric is to be
+    large or small.
+    """
 
     mean: float
+    """Over the seeds."""
+
     interval: Interval
     """95 % paired t interval, not corrected."""
 
@@ -70,8 +74,9 @@ class Difference:
     seeds_for_margin: int | None
     """Seeds that would find a difference of the margin with 80 % probability."""
 
-    generality: Interval
-    """95 % bootstrap interval over seeds and test images: the claim beyond this test set."""
+    generality: Interval | None
+    """95 % bootstrap interval over seeds and test images: the claim beyond this test set.
+    ``None`` where the metric is not a mean over images."""
 
 
 def mean_interval(values: Sequence[float], level: float = 1 - ALPHA) -> Interval:
@@ -88,33 +93,32 @@ def mean_interval(values: Sequence[float], level: float = 1 - ALPHA) -> Interval
     return Interval(low=center - reach, high=center + reach)
 
 
-def choose_margin(baseline: Sequence[float]) -> float:
-    """Return the default margin: 0.2 points, or one standard error of the baseline if larger."""
+def choose_margin(baseline: Sequence[float], least: float = LEAST_MARGIN) -> float:
+    """Return the default margin: ``least``, or one standard error of the baseline if larger."""
     array = np.asarray(baseline, dtype=float)
-    return max(LEAST_MARGIN, float(array.std(ddof=1) / math.sqrt(len(array))))
+    return max(least, float(array.std(ddof=1) / math.sqrt(len(array))))
 
 
 def compare_variants(
-    baseline: Sequence[float],
-    variants: Sequence[Sequence[float]],
-    errors: tuple[NDArray[np.bool_], Sequence[NDArray[np.bool_]]],
+    gains: Sequence[Sequence[float]],
     margin: float,
+    images: Sequence[Array | None] | None = None,
 ) -> list[Difference]:
-    """Compare each variant with the baseline, seed by seed.
+    """Judge the paired gains of each variant of one family, seed by seed.
 
     Args:
-        baseline: accuracy of the baseline in percent, one value a seed.
-        variants: the same for each variant, in the same order of seeds.
-        errors: which test images each trial got wrong, ``(seeds, images)``, baseline and variants.
-        margin: the smallest difference worth having, in points.
+        gains: for each variant, its gain over the baseline in every seed.
+        margin: the smallest difference worth having.
+        images: for each variant, the gain in every seed and test image, ``(seeds, images)``, whose
+            mean is the gain; ``None`` where there is no such thing.
     """
-    differences = [np.asarray(v, dtype=float) - np.asarray(baseline, float) for v in variants]
+    differences = [np.asarray(gain, dtype=float) for gain in gains]
     family = len(differences)
     flips = [flip_test(d) for d in differences]
     tests = [t_test(d) for d in differences]
     corrected = _holm([max(pair) for pair in zip(tests, flips, strict=True)])
     equivalent = _holm([equivalence_test(d, margin) for d in differences])
-    wrong_base, wrong_variants = errors
+    by_image = [None] * family if images is None else images
     return [
         Difference(
             mean=float(d.mean()),
@@ -127,7 +131,7 @@ def compare_variants(
             wins=float((d > 0).mean() + (d == 0).mean() / 2),
             detectable=detectable_difference(d, family),
             seeds_for_margin=seeds_needed(d, margin, family),
-            generality=bootstrap_both(wrong_base, wrong_variants[i]),
+            generality=None if by_image[i] is None else bootstrap_both(by_image[i]),
         )
         for i, d in enumerate(differences)
     ]
@@ -180,41 +184,34 @@ def _holm(values: Sequence[float]) -> list[float]:
 
 def detectable_difference(differences: Array, family: int) -> float:
     """Return the difference found with 80 % probability, at the corrected level."""
-    effect = _solve_power(nobs=len(differences), alpha=ALPHA / family)
-    return effect * float(np.std(differences, ddof=1))
+    return minimum_detectable(len(differences), family, float(np.std(differences, ddof=1)))
 
 
 def seeds_needed(differences: Array, margin: float, family: int) -> int | None:
     """Return the number of seeds that would find a difference of ``margin``."""
-    deviation = float(np.std(differences, ddof=1))
-    if deviation < 1e-12:
-        return None
-    needed = _solve_power(effect_size=margin / deviation, alpha=ALPHA / family)
-    return math.ceil(needed) if math.isfinite(needed) else None
+    return seeds_for(margin, family, float(np.std(differences, ddof=1)))
 
 
-def _solve_power(**known: float) -> float:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the solver tells of its trial values
-        value = TTestPower().solve_power(power=POWER, alternative="two-sided", **known)
-    return float(np.ravel(value)[0])
-
-
-def bootstrap_both(
-    wrong_base: NDArray[np.bool_], wrong_variant: NDArray[np.bool_], resamples: int = 2000
-) -> Interval:
-    """Return the 95 % interval of the difference when seeds and test images are drawn anew.
+def bootstrap_both(gains: Array, resamples: int = 2000) -> Interval:
+    """Return the 95 % interval of the mean gain when seeds and test images are drawn anew.
 
     The split is fixed, so the t interval speaks of these test images; this one speaks of others
     of the same kind too.
+
+    Args:
+        gains: of every seed and image, ``(seeds, images)``.
+        resamples: how often both are drawn.
     """
-    gains = 100.0 * (wrong_base.astype(float) - wrong_variant.astype(float))
     rng = np.random.default_rng(0)
     seeds, images = gains.shape
+    # images without any difference only dilute: all of them are drawn as one
+    told = gains[:, np.any(gains != 0, axis=0)]
+    shares = np.full(told.shape[1] + 1, 1 / images)
+    shares[-1] = max(1 - told.shape[1] / images, 0.0)
     means = []
     for _ in range(0, resamples, _BOOTSTRAP_CHUNK):  # all at once would need gigabytes
         rows = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=_BOOTSTRAP_CHUNK)
-        columns = rng.multinomial(images, np.full(images, 1 / images), size=_BOOTSTRAP_CHUNK)
-        means.append(((rows @ gains) * columns).sum(1) / (seeds * images))
+        columns = rng.multinomial(images, shares, size=_BOOTSTRAP_CHUNK)[:, :-1]
+        means.append(((rows @ told) * columns).sum(1) / (seeds * images))
     low, high = np.quantile(means, [0.025, 0.975])
     return Interval(low=float(low), high=float(high))
