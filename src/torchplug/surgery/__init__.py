@@ -1,8 +1,8 @@
 """Find places in a model, put modules there, and take them out again."""
 
+from torchplug.surgery.apply import apply_plan as apply_plan
 from torchplug.surgery.attach import find_plugs as find_plugs
 from torchplug.surgery.checkpoint import LoadReport as LoadReport
-from torchplug.surgery.checkpoint import apply_plan as apply_plan
 from torchplug.surgery.checkpoint import load as load
 from torchplug.surgery.checkpoint import save as save
 from torchplug.surgery.checkup import Checkup as Checkup

@@ -14,10 +14,10 @@ from torchplug.surgery.fingerprint import join, take_fingerprint, to_plain
 from torchplug.surgery.memory import remember
 from torchplug.surgery.op_anchor import find_carrier, weight_prefix
 from torchplug.surgery.plan import Plan
-from torchplug.surgery.plug import attach_steps, check_host, plug, unplug
+from torchplug.surgery.plug import attach_steps, check_host, unplug
 from torchplug.surgery.plugfile import PlugFile, read_plug_file, read_tensors, write_plug_file
 from torchplug.surgery.rebuild import Factories, build_empty, build_steps
-from torchplug.surgery.report import Count, PlugReport, count_parameters
+from torchplug.surgery.report import Count, count_parameters
 from torchplug.surgery.scene import Scene
 from torchplug.surgery.trace import Arguments, read_example
 from torchplug.surgery.verify import Base, Step, verify
@@ -275,48 +275,3 @@ def _look(model: nn.Module, arguments: Arguments) -> Scene:
         got = f"{type(error).__name__}: {error}"
         fix = "pass the shape of a batch that the model accepts"
         raise UsageError(explain("the model must run on the example", got, fix)) from error
-
-
-def apply_plan(model: nn.Module, plan: Plan | str | Path, example: Any) -> PlugReport:
-    """Plug a model as a plan says: the one line that a training script needs.
-
-    The modules start as the plan's seed makes them. To get trained weights as well, use
-    :func:`torchplug.load`.
-
-    Args:
-        model: the host; it is changed in place.
-        plan: a :class:`Plan`, a file of :meth:`Plan.to_json` (``*.json``), or a file that
-            :func:`torchplug.save` wrote (any other name), whose weights are left aside.
-        example: the shape of a small batch, a tensor, or the arguments of the forward.
-
-    Returns:
-        What :func:`torchplug.plug` returns.
-
-    Raises:
-        UsageError: if the file cannot be read or is no plan.
-        PlugError: if the plan does not fit the model.
-
-    >>> import tempfile, pathlib, torchplug as tp
-    >>> from torchplug.hosts import build_model
-    >>> example = (1, 3, 32, 32)
-    >>> report = tp.plug(build_model("torchplug:resnet8"), "se", example=example)
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     file = pathlib.Path(folder, "plan.json")
-    ...     _ = file.write_text(report.plan.to_json())
-    ...     tp.apply_plan(build_model("torchplug:resnet8"), file, example).plan == report.plan
-    True
-    """
-    return plug(model, _read_plan(plan), example=example)
-
-
-def _read_plan(plan: Plan | str | Path) -> Plan:
-    if isinstance(plan, Plan):
-        return plan
-    path = Path(plan)
-    if path.suffix != ".json":
-        return read_plug_file(path).plan
-    try:
-        return Plan.from_json(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        fix = "write it with Plan.to_json"
-        raise UsageError(explain(f"the plan {path} must be readable", str(error), fix)) from error

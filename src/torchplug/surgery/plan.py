@@ -107,7 +107,7 @@ class Plan:
         if type(entries) is not list or len(entries) > MOST_PLUGS:
             raise ValueError(f"plugs is a list of at most {MOST_PLUGS} entries")
         plugs = tuple(_read_plug(entry, place) for place, entry in enumerate(entries))
-        _check(content, _PLAN_RULES, "the plan")
+        check_fields(content, _PLAN_RULES, "the plan")
         plan = cls(plugs=plugs, **content)
         taken = [(plug.path, plug.name) for plug in plugs]
         if len(set(taken)) != len(taken):
@@ -119,13 +119,14 @@ class Plan:
 def _read_plug(entry: Any, place: int) -> PlannedPlug:
     if type(entry) is not dict:
         raise ValueError(f"plug {place} is {type(entry).__name__}, not an object")
-    _check(entry, _PLUG_RULES, f"plug {place}")
+    check_fields(entry, _PLUG_RULES, f"plug {place}")
     return PlannedPlug(**{**entry, "shape": tuple(entry["shape"])})
 
 
-def _check(content: Mapping[str, Any], rules: Mapping[str, "_Rule"], owner: str) -> None:
+def check_fields(content: Mapping[str, Any], rules: Mapping[str, "Rule"], owner: str) -> None:
+    """Hold every field of a file to its rule; a field without one must be a simple value."""
     for name, value in content.items():
-        is_right, wanted = rules.get(name, (_is_simple, "a simple value"))
+        is_right, wanted = rules.get(name, (is_simple, "a simple value"))
         if not is_right(value):
             raise ValueError(f"{name} of {owner} must be {wanted}, not {_shorten(value)}")
 
@@ -135,7 +136,8 @@ def _shorten(value: Any) -> str:
     return text if len(text) <= 60 else text[:59] + "…"
 
 
-def _is_text(value: Any) -> bool:
+def is_text(value: Any) -> bool:
+    """Whether it is a printable text of a sane length."""
     return type(value) is str and 0 < len(value) <= _LONGEST_TEXT and value.isprintable()
 
 
@@ -148,37 +150,37 @@ def _is_shape(value: Any) -> bool:
     return is_map and math.prod(value[1:]) <= LARGEST_MAP
 
 
-def _is_simple(value: Any) -> bool:
+def is_simple(value: Any) -> bool:
     """Whether it is one of JSON's scalars, of a sane size, or a list of these."""
     if type(value) is list:
-        return len(value) <= _LONGEST_TEXT and all(map(_is_simple, value))
+        return len(value) <= _LONGEST_TEXT and all(map(is_simple, value))
     if type(value) is int:
         return abs(value) <= LARGEST
     if type(value) is float:
         return math.isfinite(value)
-    return value is None or type(value) is bool or value == "" or _is_text(value)
+    return value is None or type(value) is bool or value == "" or is_text(value)
 
 
-def _are_options(value: Any) -> bool:
-    # device and type are those of the host: a file has no say in them
+def are_options(value: Any) -> bool:
+    """Whether these are options of a module; device and type are the host's to say."""
     return (
         type(value) is dict
         and not {"device", "dtype"} & value.keys()
-        and all(_is_text(name) and _is_simple(content) for name, content in value.items())
+        and all(is_text(name) and is_simple(content) for name, content in value.items())
     )
 
 
-_Rule = tuple[Callable[[Any], bool], str]
-_PLAN_RULES: dict[str, _Rule] = {
-    "host": (_is_text, "a text"),
+Rule = tuple[Callable[[Any], bool], str]
+_PLAN_RULES: dict[str, Rule] = {
+    "host": (is_text, "a text"),
     "seed": (lambda value: type(value) is int and abs(value) < 2**63, "a whole number"),
 }
-_PLUG_RULES: dict[str, _Rule] = {
-    **dict.fromkeys(("path", "name", "module", "role"), (_is_text, "a text")),
+_PLUG_RULES: dict[str, Rule] = {
+    **dict.fromkeys(("path", "name", "module", "role"), (is_text, "a text")),
     "shape": (_is_shape, f"four numbers from 1 to {LARGEST}, of a map that fits in memory"),
     "channels": (_is_count, f"a number from 1 to {LARGEST}"),
     "options": (
-        _are_options,
+        are_options,
         "numbers, texts, booleans and lists of these by name, without device and dtype",
     ),
     "start": (lambda value: value in get_args(Start), f"one of {', '.join(get_args(Start))}"),

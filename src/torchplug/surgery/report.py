@@ -56,7 +56,7 @@ class PlugReport(Count):
     """Places of the module's own paper that it does not fit, each with the reason."""
 
     def __str__(self) -> str:
-        names = sorted({plug.module for plug in self.plan.plugs})
+        names = sorted({plug.module for plug in self.plan.plugs}) or ["nothing"]
         lines = [
             f"plugged {', '.join(names)} into {self.plan.host} at {len(self.paths)} places",
             f"  base tensors kept  {self.base_tensors}/{self.base_tensors}",
