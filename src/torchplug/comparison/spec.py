@@ -99,6 +99,9 @@ class Comparison:
 
     recipe: Recipe = field(default_factory=Recipe)
     image_size: int | None = None
+    data_options: Mapping[str, Any] = field(default_factory=dict)
+    """Handed to :func:`torchplug.comparison.data.load_data`."""
+
     model_options: Mapping[str, Any] = field(default_factory=dict)
     base: str = "scratch"
     """Where training starts: ``scratch``; ``trained``, a baseline trained once by the same recipe;
