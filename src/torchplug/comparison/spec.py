@@ -1,6 +1,7 @@
 """What is compared: the specification of a comparison, as data."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -17,6 +18,8 @@ BASELINE = "baseline"
 AGAIN = "baseline again"
 FEWEST_SEEDS = 2
 _FRESH = 10_000_000  # what the seeds of the A/A control are moved by
+
+_GAP = "\0"
 
 TaskName = Literal["classification", "segmentation", "detection"]
 Control = Literal["again", "parameters", "latency", "placebo"]
@@ -68,6 +71,11 @@ class Variant:
     def slug(self) -> str:
         """The name as part of a file name; two names never share one."""
         return quote(self.name, safe="@=,")
+
+    @functools.cached_property
+    def as_text(self) -> str:
+        """The variant as JSON."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True)
 
     def stream(self, seed: int) -> int:
         """Return the seed that the random streams of a trial are derived from.
@@ -191,9 +199,19 @@ class Comparison:
         return content | {"variant": dataclasses.asdict(variant), "seed": seed}
 
     def digest(self, variant: Variant, seed: int) -> str:
-        """Return the hash of what decides one trial."""
-        text = json.dumps(self.specify(variant, seed), sort_keys=True)
+        """Return the hash of what decides one trial: of :meth:`specify` as JSON."""
+        before, between, after = self._frame
+        text = f"{before}{seed}{between}{variant.as_text}{after}"
         return hashlib.sha256(text.encode()).hexdigest()
+
+    @functools.cached_property
+    def _frame(self) -> tuple[str, str, str]:
+        """The JSON of a trial around its seed and its variant; a study has many trials."""
+        gap = Variant(name=_GAP)
+        text = json.dumps(self.specify(gap, _FRESH), sort_keys=True)
+        before, rest = text.split(f'"seed": {_FRESH}')
+        between, after = rest.split(gap.as_text)
+        return f'{before}"seed": ', between, after
 
 
 def find_differences(old: Any, new: Any, path: str = "") -> list[str]:
