@@ -8,7 +8,7 @@ require_extra(
     purpose="a comparison",
 )
 
-from torchplug.comparison.engine import Event as Event
+from torchplug.comparison.progress import Event as Event
 from torchplug.comparison.recipe import Recipe as Recipe
 from torchplug.comparison.result import ComparisonResult as ComparisonResult
 from torchplug.comparison.run import Run as Run

@@ -1,64 +1,65 @@
 """Compare plugged variants with a baseline, from the specification to the verdict."""
 
-import contextlib
 import dataclasses
-import functools
-import hashlib
-import inspect
 import json
-from collections.abc import Callable, Mapping, Sequence
+import math
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
-from torchplug.analysis import count_flops, count_parameters
-from torchplug.comparison.arms import (
-    MakeModel,
-    Study,
-    build_base,
-    hash_weights,
-    input_channels,
-    plug_variant,
-)
-from torchplug.comparison.data import ImageData, load_data
-from torchplug.comparison.engine import Event, OnEvent, run_and_store, run_missing
+from torchplug.comparison.arms import Study
+from torchplug.comparison.driver import Driver
+from torchplug.comparison.engines import EngineName, Job, Place, Work
 from torchplug.comparison.environment import describe_environment, merge_environments
-from torchplug.comparison.pool import Job, Work, check_workers
+from torchplug.comparison.inputs import (
+    Model,
+    check_device,
+    hash_model,
+    make_maker,
+    name_model,
+    read_data,
+)
+from torchplug.comparison.lease import Leases
+from torchplug.comparison.progress import OnEvent, Teller, ignore
+from torchplug.comparison.readback import Run as Run
+from torchplug.comparison.readback import conclude, read_records, read_timings
+from torchplug.comparison.readback import load_run as load_run
 from torchplug.comparison.recipe import Recipe
-from torchplug.comparison.result import ComparisonResult, summarize, to_json
-from torchplug.comparison.seeds import derive_seed
-from torchplug.comparison.spec import Comparison, Variant, read_seeds
+from torchplug.comparison.rehearsal import Rehearsal, rehearse
+from torchplug.comparison.result import ComparisonResult, to_json
+from torchplug.comparison.spec import Comparison, Control, Goal, TaskName, Variant, read_seeds
 from torchplug.comparison.store import SPECIFICATION, Store, read_json, write_json, write_text
-from torchplug.comparison.trial import check_model
-from torchplug.errors import UsageError, explain
-from torchplug.hosts import build_model
-from torchplug.surgery import Plan
-from torchplug.surgery.plan import PlannedPlug
+from torchplug.comparison.trial_job import run_job
 
-Cost = dict[str, Any]
-
-
-def _ignore(event: Event) -> None:
-    del event
+WINNER_CONTROLS: tuple[Control, ...] = ("parameters", "placebo")
 
 
 def compare(
-    model: str | Callable[[], nn.Module],
+    model: Model,
     plugs: Sequence[str | Variant],
     *,
-    data: str = "digits",
+    data: Any = "digits",
     seeds: int | Sequence[int] = 5,
+    task: TaskName = "classification",
+    metric: str = "",
+    goal: Goal = "max",
     recipe: Recipe | None = None,
+    base: str = "scratch",
+    controls: Sequence[Control] = (),
+    margin: float | None = None,
+    futility: bool = False,
+    budget_hours: float | None = None,
     out: str | Path = "runs/comparison",
     model_options: Mapping[str, Any] | None = None,
     image_size: int | None = None,
-    margin: float | None = None,
     device: str = "cpu",
-    workers: int = 1,
-    on_event: OnEvent = _ignore,
+    workers: int | None = None,
+    engine: EngineName = "auto",
+    address: str | None = None,
+    engine_options: Mapping[str, Any] | None = None,
+    on_event: OnEvent = ignore,
 ) -> ComparisonResult:
     """Train baseline and variants on paired seeds and say what was found.
 
@@ -71,17 +72,27 @@ def compare(
             arguments that makes the classifier. Start it from scratch or from weights: the
             baseline gets the same.
         plugs: ``"MODULE[@PLACE][:OPTION=VALUE,…]"``, or variants.
-        data: ``"digits"``, ``"cifar10:ROOT"``, ``"cifar100:ROOT"`` or a folder of images.
+        data: a name such as ``"digits"``, or data in memory.
         seeds: how many, or which. Five are a screen, ten allow a verdict.
+        task: what the model does.
+        metric: the one that decides; empty is the task's own.
+        goal: whether more of it is better.
         recipe: how all are trained.
+        base: where training starts: ``"scratch"``, ``"trained"``, or the path of a checkpoint.
+        controls: asked for, for every variant; winners get theirs in any case.
+        margin: the smallest difference worth having, in points; ``None`` is 0.2, or one standard
+            error of the baseline if that is larger.
+        futility: stop a variant that can no longer reach the margin.
+        budget_hours: begin no trial after this time.
         out: directory of the run.
         model_options: keyword arguments of the model's maker, if ``model`` is a name.
         image_size: side of the square to which the images of a folder are resized.
-        margin: the smallest difference worth having, in points of accuracy; ``None`` is 0.2, or
-            one standard error of the baseline if that is larger.
         device: where to train.
         workers: how many trials run at once, each in a process of its own with one thread. The
             records are the same for any number. A script needs ``if __name__ == "__main__"``.
+        engine: what runs the trials.
+        address: of a Ray cluster.
+        engine_options: what one trial asks of a cluster.
         on_event: called as the trials go on, for a progress display.
 
     Returns:
@@ -91,215 +102,152 @@ def compare(
         UsageError: for a model, module, data set or directory that cannot be used; nothing is
             written then.
         PlugError: if a variant cannot be plugged into the model.
+        DiskFullError: if there is no space for a record; what was there is whole.
     """
-    specification = Comparison(
-        model=_name_model(model),
+    comparison = Comparison(
+        model=name_model(model),
         data=data,
         variants=tuple(Variant.parse(plug) if isinstance(plug, str) else plug for plug in plugs),
         seeds=read_seeds(seeds),
+        task=task,
+        metric=metric,
+        goal=goal,
         recipe=recipe or Recipe(),
+        base=base,
+        controls=tuple(controls),
+        margin=margin,
+        futility=futility,
+        budget_hours=budget_hours,
         image_size=image_size,
         model_options=dict(model_options or {}),
-        margin=margin,
         device=device,
     )
-    _check_device(device)
-    check_workers(workers)
-    images = load_data(data, image_size=image_size)
-    maker = _make_maker(model, specification, images)
-    digest = _hash_model(model, Study(specification, images, maker))
-    specification = dataclasses.replace(specification, model_digest=digest)
-    store = Store(Path(out))
-    store.check(specification)
-    study = Study(specification, images, maker)
-    work = None
-    if workers > 1:
-        work = Work(
-            _begin_worker, (model, specification.to_json(), str(store.root)), _run_in_worker
-        )
-        work.check()
-    plans, costs = _rehearse(study)
-    with store.locked():
-        store.check(specification)  # another driver may have begun and ended meanwhile
-        _write_head(store, study, plans, costs)
-        records = run_missing(study, store, on_event, work=work, workers=workers)
-        result = summarize(specification, records, costs, store.root)
-        write_text(store.root / "summary.json", to_json(result))
-    return result
+    place = Place(
+        engine=engine,
+        workers=workers,
+        address=address,
+        options=dict(engine_options or {}),
+        device=device,
+    )
+    return run_comparison(comparison, model, data, Path(out), place, on_event)
 
 
-def _begin_worker(
-    model: str | Callable[[], nn.Module], specification: str, root: str
-) -> tuple[Study, Store]:
-    comparison = Comparison.from_dict(json.loads(specification))
-    images = load_data(comparison.data, image_size=comparison.image_size)
-    return Study(comparison, images, _make_maker(model, comparison, images)), Store(Path(root))
-
-
-def _run_in_worker(state: tuple[Study, Store], job: Job) -> None:
-    study, store = state
-    variant = next(arm for arm in study.comparison.arms if arm.name == job[0])
-    run_and_store(study, store, variant, job[1])
-
-
-def _name_model(model: Any) -> str:
-    if isinstance(model, str):
-        return model
-    if isinstance(model, nn.Module) or not callable(model):
-        text = explain(
-            "a comparison makes a new model for each trial",
-            f"one {type(model).__name__}",
-            "pass a name, or a function without arguments that makes it",
-        )
-        raise UsageError(text)
-    named = model.func if isinstance(model, functools.partial) else model
-    return f"{named.__module__}:{getattr(named, '__qualname__', type(named).__qualname__)}"
-
-
-def _hash_model(model: str | Callable[[], nn.Module], study: Study) -> str:
-    """Hash what makes the base: source where there is one, kinds of layers, first weights."""
-    base = build_base(study, study.comparison.seeds[0])
-    hashed = hashlib.sha256(hash_weights(base).encode())
-    for path, module in base.named_modules():
-        hashed.update(f"{path} {type(module).__module__}.{type(module).__qualname__}\n".encode())
-    if isinstance(model, str):
-        file = Path(model.rpartition(":")[0])
-        hashed.update(file.read_bytes() if file.suffix == ".py" else b"")
-    else:
-        with contextlib.suppress(OSError, TypeError):  # a prompt or a partial has no source
-            hashed.update(inspect.getsource(model).encode())
-    return hashed.hexdigest()
-
-
-def _check_device(device: str) -> None:
-    try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        fix = "pass device='cpu'"
-        raise UsageError(explain("device must be there", f"{device!r} ({error})", fix)) from error
-
-
-def _make_maker(
-    model: str | Callable[[], nn.Module], specification: Comparison, data: ImageData
-) -> MakeModel:
-    if not isinstance(model, str):
-        return model
-    name = model
-
-    def make() -> nn.Module:
-        return build_model(
-            name,
-            num_classes=len(data.classes),
-            in_channels=data.channels,
-            options=specification.model_options,
-        )
-
-    return make
-
-
-def _rehearse(study: Study) -> tuple[dict[str, Plan], dict[str, Cost]]:
-    """Build and plug every variant once, before anything is written."""
-    plans: dict[str, Plan] = {}
-    costs: dict[str, Cost] = {}
-    weights = ""
-    seed = study.comparison.seeds[0]
-    for variant in study.comparison.arms:
-        model = build_base(study, seed)
-        if not plans:
-            check_model(study, model)
-            weights = hash_weights(model)
-        if hash_weights(model) != weights:
-            text = explain(
-                "the maker of a model must make a new, equal one for the same random numbers",
-                f"{study.comparison.model}, whose second model differs",
-                "return a new model each time, drawn from torch's, numpy's or Python's generator",
-            )
-            raise UsageError(text)
-        base = count_parameters(model)
-        reports = plug_variant(model, variant, study, seed)
-        channels = input_channels(model) or study.data.channels
-        planned = tuple(plug for report in reports for plug in report.plan.plugs)
-        costs[variant.name] = {
-            "places": _describe_places(planned),
-            "parameters": count_parameters(model),
-            "added": count_parameters(model) - base,
-            "flops": count_flops(model, (1, channels, *study.data.shape[2:])),
-        }
-        plan = Plan(host=type(model).__name__, plugs=planned, seed=derive_seed("modules", seed))
-        plan.to_json()  # options that no file can hold are refused before a file exists
-        plans[variant.name] = plan
-    return plans, costs
-
-
-def _describe_places(planned: Sequence[PlannedPlug]) -> str:
-    if not planned:
-        return "-"
-    roles = [plug.role for plug in planned]
-    names = [plug.path for plug in planned]
-    if set(roles) == {"named"}:
-        return names[0] if len(names) == 1 else f"{len(names)} x named"
-    return ", ".join(f"{roles.count(role)} x {role}" for role in dict.fromkeys(roles))
-
-
-def _write_head(
-    store: Store, study: Study, plans: Mapping[str, Plan], costs: Mapping[str, Cost]
-) -> None:
-    write_text(store.root / SPECIFICATION, study.comparison.to_json())
-    for variant in study.comparison.variants:
-        write_text(store.plan_path(variant), plans[variant.name].to_json())
-    write_json(store.root / "costs.json", costs)
-    path = store.root / "environment.json"
-    now = describe_environment(study.comparison.device)
-    write_json(path, merge_environments(read_json(path), now))
+def run_comparison(
+    comparison: Comparison,
+    model: Model,
+    data: Any,
+    out: Path,
+    place: Place,
+    on_event: OnEvent = ignore,
+) -> ComparisonResult:
+    """Run what is missing of a comparison and return its result; see :func:`compare`."""
+    check_device(comparison.device)
+    images = read_data(data, comparison)
+    maker = make_maker(model, comparison, images)
+    digest = hash_model(model, Study(comparison, images, maker))
+    comparison = dataclasses.replace(comparison, model_digest=digest)
+    store = Store(out)
+    store.check(comparison, images.digest)
+    study = Study(comparison, images, maker)
+    inputs = _Inputs(model, comparison, data)
+    if place.name != "inline":
+        inputs.make_work().check()
+    arms = comparison.arms
+    rehearsal = rehearse(study, arms)
+    store.root.mkdir(parents=True, exist_ok=True)
+    with Leases(store.root) as leases:
+        return _Session(study, inputs, store, leases, place, on_event).run(arms, rehearsal)
 
 
 @dataclass(frozen=True)
-class Run:
-    """A finished run, read back from its directory."""
+class _Inputs:
+    """What another process makes the same study of."""
 
+    model: Model
     comparison: Comparison
-    result: ComparisonResult
-    records: tuple[Mapping[str, Any], ...]
-    plans: Mapping[str, Plan]
-    environment: Mapping[str, str]
-    seconds: Mapping[tuple[str, int], float]
-    """Training time of each trial by variant and seed."""
+    data: Any
+    start: bytes | None = None
+
+    def make_work(self) -> Work:
+        return Work(_begin, (self.model, self.comparison.to_json(), self.data, self.start), _run)
 
 
-def load_run(directory: str | Path) -> Run:
-    """Read a run back and summarize it again.
+def _begin(model: Model, specification: str, data: Any, start: bytes | None) -> Study:
+    comparison = Comparison.from_dict(json.loads(specification))
+    images = read_data(data, comparison)
+    return Study(comparison, images, make_maker(model, comparison, images))
 
-    Raises:
-        UsageError: if the directory holds no run, or trials are missing.
-    """
-    store = Store(Path(directory))
-    content = read_json(store.root / SPECIFICATION)
-    if content is None:
-        fix = "name a directory that torchplug compare wrote, such as runs/demo"
-        got = f"{directory} without a readable {SPECIFICATION}"
-        raise UsageError(explain("a report needs the directory of a run", got, fix))
-    comparison = Comparison.from_dict(content)
-    records, seconds, missing = [], {}, []
-    for variant, seed in comparison.trials():
-        record = read_json(store.trial_path(variant, seed))
-        if not isinstance(record, dict) or "status" not in record:
-            missing.append(f"{variant.name} seed {seed}")
-            continue
-        records.append(record)
-        timing = read_json(store.timing_path(variant, seed))
-        if timing is not None:
-            seconds[variant.name, seed] = float(timing["seconds"])
-    if missing:
-        fix = "run the same torchplug compare again: it does what is missing"
-        raise UsageError(explain("a report needs all trials", "no " + ", ".join(missing), fix))
-    plans = {
-        variant.name: Plan.from_json(store.plan_path(variant).read_text(encoding="utf-8"))
-        for variant in comparison.variants
-    }
-    costs = read_json(store.root / "costs.json")
-    if costs is None:
-        fix = "run the same torchplug compare again: it writes it anew"
-        raise UsageError(explain("a report needs the costs", "no whole costs.json", fix))
-    environment = read_json(store.root / "environment.json") or {}
-    result = summarize(comparison, records, costs, store.root)
-    return Run(comparison, result, tuple(records), plans, environment, seconds)
+
+def _run(study: Study, job: Job, report: Any) -> Any:
+    return run_job(study, job, report)
+
+
+@dataclass
+class _Session:
+    """One driver's work on a run."""
+
+    study: Study
+    inputs: _Inputs
+    store: Store
+    leases: Leases
+    place: Place
+    on_event: OnEvent
+
+    def run(self, arms: tuple[Variant, ...], rehearsal: Rehearsal) -> ComparisonResult:
+        comparison, store = self.study.comparison, self.store
+        hours = comparison.budget_hours
+        deadline = math.inf if hours is None else time.monotonic() + 3600 * hours
+        with self.leases.locked():
+            # another driver may have begun meanwhile
+            store.check(comparison, self.study.data.digest)
+            self._write_head(arms, rehearsal)
+        teller = Teller(self.on_event, comparison.recipe.epochs)
+        driver = Driver(comparison, self.study.data.digest, store, self.leases, teller, deadline)
+        engine = self.place.make_engine(
+            self.inputs.make_work,
+            Work(lambda: self.study, (), _run),
+            lambda job, epoch: teller.tell("epoch", job.name, epoch=epoch),
+        )
+        try:
+            driver.plan(arms)
+            driver.run(engine)
+            result = self._conclude(driver, arms)
+        finally:
+            engine.stop()
+        write_text(store.root / "summary.json", to_json(result))
+        return result
+
+    def _conclude(self, driver: Driver, arms: tuple[Variant, ...]) -> ComparisonResult:
+        comparison, store = self.study.comparison, self.store
+        stopped = driver.explain_stops(arms)
+        write_json(store.root / "stopped.json", stopped)
+        records = read_records(store, comparison, arms)
+        timings = read_timings(store, comparison, arms)
+        costs = read_json(store.root / "costs.json")
+        return conclude(store, comparison, arms, records, driver.known, timings, costs, stopped)
+
+    def _write_head(self, arms: tuple[Variant, ...], rehearsal: Rehearsal) -> None:
+        store, data = self.store, self.study.data
+        write_text(store.root / SPECIFICATION, self.study.comparison.to_json())
+        described = {
+            "name": data.name,
+            "digest": data.digest,
+            "classes": list(data.classes),
+            "samples": [len(data.train), len(data.validation), len(data.test)],
+        }
+        write_json(store.root / "data.json", described)
+        self._write_arms(arms, rehearsal)
+        path = store.root / "environment.json"
+        now = describe_environment(self.study.comparison.device)
+        write_json(path, merge_environments(read_json(path), now))
+
+    def _write_arms(self, arms: tuple[Variant, ...], rehearsal: Rehearsal) -> None:
+        """Write what is known of these arms, next to others that are there already."""
+        for variant in arms:
+            if variant.plugs:
+                write_text(self.store.plan_path(variant), rehearsal.plans[variant.name].to_json())
+        old = self.store.read_arms() or ()
+        names = {arm.name for arm in old}
+        self.store.write_arms((*old, *(arm for arm in arms if arm.name not in names)))
+        path = self.store.root / "costs.json"
+        write_json(path, {**rehearsal.costs, **(read_json(path) or {})})

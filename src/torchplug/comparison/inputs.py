@@ -1,0 +1,89 @@
+"""Bring what the caller passed into what trials need: a maker of models, data, a base."""
+
+import contextlib
+import functools
+import hashlib
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from torchplug.comparison.arms import MakeModel, Study, build_base, hash_weights
+from torchplug.comparison.data import ImageData, load_data
+from torchplug.comparison.spec import Comparison
+from torchplug.errors import UsageError, explain
+from torchplug.hosts import build_model
+
+Model = str | Callable[[], nn.Module]
+
+
+def name_model(model: Any) -> str:
+    """Return the name of a model or of the function that makes it.
+
+    Raises:
+        UsageError: for a model instead of its maker.
+    """
+    if isinstance(model, str):
+        return model
+    if isinstance(model, nn.Module) or not callable(model):
+        text = explain(
+            "a comparison makes a new model for each trial",
+            f"one {type(model).__name__}",
+            "pass a name, or a function without arguments that makes it",
+        )
+        raise UsageError(text)
+    named = model.func if isinstance(model, functools.partial) else model
+    return f"{named.__module__}:{getattr(named, '__qualname__', type(named).__qualname__)}"
+
+
+def hash_model(model: Model, study: Study) -> str:
+    """Hash what makes the base: source where there is one, kinds of layers, first weights."""
+    base = build_base(study, study.comparison.seeds[0])
+    hashed = hashlib.sha256(hash_weights(base).encode())
+    for path, module in base.named_modules():
+        hashed.update(f"{path} {type(module).__module__}.{type(module).__qualname__}\n".encode())
+    if isinstance(model, str):
+        file = Path(model.rpartition(":")[0])
+        hashed.update(file.read_bytes() if file.suffix == ".py" else b"")
+    else:
+        with contextlib.suppress(OSError, TypeError):  # a prompt or a partial has no source
+            hashed.update(inspect.getsource(model).encode())
+    return hashed.hexdigest()
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that is not there.
+
+    Raises:
+        UsageError: with what torch says.
+    """
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        fix = "pass device='cpu'"
+        raise UsageError(explain("device must be there", f"{device!r} ({error})", fix)) from error
+
+
+def make_maker(model: Model, comparison: Comparison, data: ImageData) -> MakeModel:
+    """Return a function without arguments that makes the base."""
+    if not isinstance(model, str):
+        return model
+    name = model
+
+    def make() -> nn.Module:
+        return build_model(
+            name,
+            num_classes=len(data.classes),
+            in_channels=data.channels,
+            options=comparison.model_options,
+        )
+
+    return make
+
+
+def read_data(data: Any, comparison: Comparison) -> ImageData:
+    """Return the data of a comparison."""
+    return load_data(comparison.data, image_size=comparison.image_size)

@@ -1,0 +1,125 @@
+"""Run one trial wherever an engine sends it; what a model raises is that trial's failure only."""
+
+import gc
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from torchplug.comparison.arms import Study
+from torchplug.comparison.engines.work import Job, Report, clean_error
+from torchplug.comparison.spec import Comparison
+from torchplug.comparison.store import PROGRESS, explain_full, is_disk_full, write_json
+from torchplug.comparison.trial import run_trial as run_old_trial
+
+_PROGRESS_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came out of a trial."""
+
+    record: dict[str, Any]
+    timing: dict[str, Any]
+
+
+def run_trial(
+    study: Study, variant: Any, seed: int, folder: Path, on_epoch: Callable[[int], None]
+) -> Outcome:
+    """Stand in until the trial returns an outcome itself."""
+    began = time.time()
+    record = run_old_trial(study, variant, seed, on_epoch)
+    accuracy = record.pop("accuracy")
+    record |= {
+        "format": 2,
+        "control": variant.control,
+        "of": variant.of,
+        "error": "",
+        "value": accuracy,
+        "metrics": {"accuracy": accuracy},
+        "classes": {},
+    }
+    return Outcome(record, {"began": began, "seconds": time.time() - began, "host": ""})
+
+
+def run_job(study: Study, job: Job, report: Report) -> Outcome:
+    """Run a trial in its folder; an exception becomes a record that says so.
+
+    Raises:
+        DiskFullError: if there is no space, which is no fault of the trial.
+    """
+    folder = Path(job.folder)
+    began = time.time()
+    try:
+        on_epoch = _Progress(folder, study.comparison.recipe.epochs, report)
+        return run_trial(study, job.variant, job.seed, folder, on_epoch)
+    except Exception as error:
+        if is_disk_full(error):
+            raise explain_full(folder, error) from error
+        text = clean_error(f"{type(error).__name__}: {error}", job.folder)
+    finally:
+        _free_memory()
+    return fail(study.comparison, study.data.digest, job, text, began)
+
+
+def fail(
+    comparison: Comparison, data_digest: str, job: Job, error: str, began: float | None = None
+) -> Outcome:
+    """Return the outcome of a trial that failed."""
+    record = {
+        "format": 2,
+        "specification": comparison.digest(job.variant, job.seed),
+        "variant": job.variant.name,
+        "control": job.variant.control,
+        "of": job.variant.of,
+        "seed": job.seed,
+        "status": "failed",
+        "error": error,
+        "value": None,
+        "data": data_digest,
+    }
+    now = time.time()
+    timing = {
+        "began": began or now,
+        "seconds": now - (began or now),
+        "epoch_seconds": [],
+        "resumed_at": [],
+        "host": platform.node(),
+    }
+    return Outcome(record, timing)
+
+
+@dataclass
+class _Progress:
+    """Says how far a trial is: to who waits for it, and in a file for who only looks."""
+
+    folder: Path
+    epochs: int
+    report: Report
+    _began: float = field(default_factory=time.time)
+    _told: float = 0.0
+
+    def __call__(self, epoch: int) -> None:
+        now = time.time()
+        if now - self._told >= _PROGRESS_SECONDS or epoch == self.epochs:
+            content = {
+                "epoch": epoch,
+                "epochs": self.epochs,
+                "began": self._began,
+                "updated": now,
+                "host": platform.node(),
+            }
+            write_json(self.folder / PROGRESS, content, sync=False)
+            self._told = now
+        self.report(epoch)
+
+
+def _free_memory() -> None:
+    """Give back what a trial held, after one that ran out of memory above all."""
+    gc.collect()
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
