@@ -1,5 +1,6 @@
 """Plans of requests, as the driver hands them to a training script."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,8 @@ def test_an_empty_plan_leaves_the_model_and_the_generator_alone(tmp_path: Path) 
     drawn = torch.rand(3)
     torch.manual_seed(0)
     assert torch.equal(drawn, torch.rand(3))
-    assert report.paths == () and report.module_parameters == 0
+    assert report.paths == ()
+    assert report.module_parameters == 0
     assert "plugged nothing into ResNet8" in str(report)
     after = model.state_dict()
     assert before.keys() == after.keys()
@@ -113,3 +115,33 @@ def test_a_broken_plan_is_named(text: str, says: str, tmp_path: Path) -> None:
     (tmp_path / "plan.json").write_text(text)
     with pytest.raises(UsageError, match=says):
         tp.apply_plan(build_model("torchplug:resnet8"), tmp_path / "plan.json", EXAMPLE)
+
+
+def test_a_receipt_says_what_was_applied_to_what(tmp_path: Path) -> None:
+    base = build_model("torchplug:resnet8")
+    receipts = []
+    for name, texts in (("baseline", ()), ("plugged", ("se",))):
+        model = build_model("torchplug:resnet8")
+        model.load_state_dict(base.state_dict())
+        plan = RequestPlan(
+            requests=tuple(map(Request.parse, texts)),
+            seed=1,
+            receipt=True,
+        )
+        (tmp_path / f"{name}.json").write_text(plan.to_json())
+        report = tp.apply_plan(model, tmp_path / f"{name}.json", EXAMPLE)
+        receipts.append(json.loads((tmp_path / f"{name}.applied.json").read_text()))
+        assert receipts[-1]["parameters"]["modules"] == report.module_parameters
+    assert receipts[0]["base_weights"] == receipts[1]["base_weights"]
+    assert len(receipts[1]["plan"]["plugs"]) == 3
+    tp.apply_plan(build_model("torchplug:resnet8"), plan, EXAMPLE)  # no file, no receipt
+    other = build_model("torchplug:resnet8")
+    tp.apply_plan(other, tmp_path / "plugged.json", EXAMPLE)
+    again = json.loads((tmp_path / "plugged.applied.json").read_text())
+    assert again["base_weights"] != receipts[1]["base_weights"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "baseline.applied.json",
+        "baseline.json",
+        "plugged.applied.json",
+        "plugged.json",
+    ]

@@ -97,6 +97,9 @@ class RequestPlan:
     seed: int
     """Of the modules' own initial weights."""
 
+    receipt: bool = False
+    """Whether applying the plan from its file leaves ``<name>.applied.json`` beside it."""
+
     def to_json(self) -> str:
         """Return the plan as JSON text, the same for equal plans.
 
@@ -148,7 +151,8 @@ def _is_number(value: Any) -> bool:
 
 
 _PLAN_RULES: dict[str, Rule] = {
-    "seed": (lambda value: type(value) is int and abs(value) < 2**63, "a whole number")
+    "seed": (lambda value: type(value) is int and abs(value) < 2**63, "a whole number"),
+    "receipt": (lambda value: type(value) is bool, "true or false"),
 }
 _REQUEST_RULES: dict[str, Rule] = {
     "module": (is_text, "a text"),
