@@ -1,0 +1,1 @@
+"""Give a network more channels, and find how many match a number of parameters."""
