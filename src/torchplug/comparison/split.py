@@ -1,16 +1,5 @@
-"""Images and their classes."""
+"""Old name of what holds images and their classes in memory; goes when nothing imports it."""
 
-from dataclasses import dataclass
+from torchplug.comparison.data.items import MemoryItems as Split
 
-from torch import Tensor
-
-
-@dataclass(frozen=True)
-class Split:
-    """Images ``(N, C, H, W)`` as stored, and their class numbers ``(N,)``."""
-
-    images: Tensor
-    labels: Tensor
-
-    def __len__(self) -> int:
-        return len(self.labels)
+__all__ = ["Split"]
