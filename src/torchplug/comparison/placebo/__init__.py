@@ -1,0 +1,1 @@
+"""The placebo: the same module, its information cut."""
