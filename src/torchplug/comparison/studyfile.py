@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from torchplug.catalog import get_card
+from torchplug.comparison.engines import EngineName, Place
 from torchplug.comparison.recipe import Recipe
 from torchplug.comparison.spec import Comparison, Variant, read_seeds
 from torchplug.comparison.typed import (
@@ -44,8 +45,6 @@ from torchplug.errors import TorchplugError, UsageError, explain
 from torchplug.surgery.plan import Start
 from torchplug.surgery.request import Request
 
-EngineName = Literal["inline", "pool", "ray", "slurm"]
-
 OWN_SCRIPT = "command"
 """What stands for model and data where a program of the user's own is the trial."""
 
@@ -54,12 +53,31 @@ OWN_SCRIPT = "command"
 class EngineSettings:
     """Where and how many trials run at once: no number of a record depends on it."""
 
-    engine: EngineName | None = None
-    """``None`` is the pool for several workers, else inline."""
+    engine: EngineName = "auto"
+    """``auto`` is Ray if there is an address, the pool for several workers, else inline."""
 
-    workers: int = 1
-    address: str = ""
-    """Of a Ray cluster that is there; empty starts one."""
+    workers: int | None = None
+    address: str | None = None
+    """Of a Ray cluster that is there, or ``local`` for Slurm's jobs on this machine."""
+
+    engine_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """What one trial asks of a cluster, such as ``num_gpus = 0.5`` or ``slurm_partition``."""
+
+    def place(self, comparison: Comparison) -> Place:
+        """Return where the trials of a comparison run.
+
+        Raises:
+            UsageError: if the settings contradict each other.
+            MissingExtra: if the engine's package is not installed.
+        """
+        return Place(
+            engine=self.engine,
+            workers=self.workers,
+            address=self.address or None,
+            options=dict(self.engine_options),
+            device=comparison.device,
+            devices=comparison.devices,
+        )
 
 
 _SIMPLE = ("task", "metric", "goal", "margin", "controls", "futility", "device", "devices")
@@ -106,7 +124,6 @@ def read_study(content: Mapping[str, Any]) -> tuple[Comparison, EngineSettings]:
     check_keys(content, KEYS)
     simple = _pick(content, Comparison, (*_SIMPLE, *_COMMAND))
     settings = EngineSettings(**_pick(content, EngineSettings, _ENGINE))
-    check_workers(settings)
     command = "command" in simple
     if "metric_file" in simple and not command:
         fix = "name the program with command, or leave metric_file out"
@@ -129,20 +146,6 @@ def _pick(content: Mapping[str, Any], kind: Any, names: Sequence[str]) -> dict[s
     return {
         name: check_value(content[name], hints[name], name) for name in names if name in content
     }
-
-
-def check_workers(settings: EngineSettings) -> None:
-    """Refuse settings that contradict each other."""
-    if settings.workers < 1:
-        fix = "pass 1 for one after the other"
-        raise UsageError(explain("workers counts from 1", str(settings.workers), fix))
-    if settings.address and settings.engine != "ray":
-        fix = 'choose engine = "ray" (--engine ray), or leave the address out'
-        raise UsageError(explain("an address is that of a Ray cluster", settings.address, fix))
-    if settings.engine == "inline" and settings.workers > 1:
-        fix = 'choose engine = "pool" (--engine pool), or one worker'
-        got = f"{settings.workers} workers"
-        raise UsageError(explain("inline trials run one after the other", got, fix))
 
 
 def read_metric(simple: Mapping[str, Any]) -> dict[str, Any]:
@@ -208,8 +211,7 @@ def _read_recipe(content: Mapping[str, Any], task: str, *, command: bool) -> Rec
 
 def make_recipe(task: str, changes: Mapping[str, Any]) -> Recipe:
     """Return the recipe of a task with some settings of the user's own."""
-    del task
-    return Recipe.from_dict(changes)
+    return Recipe.for_task(task, **changes)
 
 
 def _read_seeds(seeds: Any) -> tuple[int, ...]:
