@@ -107,13 +107,14 @@ class Leases:
     def find_holder(self, folder: Path) -> str | None:
         """Return the living driver that has the trial, if any."""
         owner = self._read_owner(folder)
-        return owner if owner is not None and self._lives(owner) else None
+        return owner if owner is not None and self.is_alive(owner) else None
 
     def _read_owner(self, folder: Path) -> str | None:
         lease = read_json(folder / LEASE)
         return lease.get("owner") if isinstance(lease, dict) else None
 
-    def _lives(self, owner: str) -> bool:
+    def is_alive(self, owner: str) -> bool:
+        """Whether a driver works on the run, as far as this one has seen."""
         told = read_json(self._path(owner))
         if owner == self.owner:
             return True
