@@ -1,10 +1,14 @@
-"""Parameters and floating-point operations."""
+"""Parameters and floating-point operations, and what arms of a comparison cost side by side."""
 
+import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
+from torchplug.analysis.latency import measure_latency
+from torchplug.analysis.memory import measure_memory
 from torchplug.surgery.measure import counting_flops
 from torchplug.surgery.trace import evaluating, read_example
 
@@ -35,3 +39,35 @@ def count_flops(model: nn.Module, example: Any) -> int:
     with evaluating(model), torch.no_grad(), counting_flops() as counter:
         model(*args, **kwargs)
     return int(counter.get_total_flops())
+
+
+def measure_costs(
+    models: Mapping[str, nn.Module], example: Any, *, repeats: int = 11, seconds: float = 0.02
+) -> dict[str, dict[str, Any]]:
+    """Return what each model costs: parameters, FLOPs, memory for backward, latency.
+
+    Args:
+        models: by name; latencies are compared with the first. Each is left as it was.
+        example: the shape of a batch, a tensor, or the arguments of the forward: everything but
+            the parameters is of this whole batch.
+        repeats: rounds of the measurement of latency.
+        seconds: least time of one model in one round.
+
+    Returns:
+        By name ``{"parameters": int, "flops": int, "memory": bytes, "latency": {"milliseconds",
+        "ratio", "low", "high"}}``; see :func:`measure_latency` and :func:`measure_memory`.
+
+    >>> costs = measure_costs({"one": nn.Linear(4, 4)}, (2, 4), seconds=0.0)
+    >>> costs["one"]["parameters"], costs["one"]["flops"], costs["one"]["memory"]
+    (20, 64, 32)
+    """
+    latencies = measure_latency(models, example, repeats=repeats, seconds=seconds)
+    return {
+        name: {
+            "parameters": count_parameters(model),
+            "flops": count_flops(model, example),
+            "memory": measure_memory(model, example),
+            "latency": dataclasses.asdict(latencies[name]),
+        }
+        for name, model in models.items()
+    }

@@ -179,7 +179,9 @@ class Sizes:
             low, high = (middle, high) if self.count(spread(middle)) < target else (low, middle)
         below = spread(low)
         choices = [below, *({**below, g: below[g] + g.step} for g in groups)]
-        best = min(choices, key=lambda gains: (abs(self.count(gains) - target), sum(gains.values())))
+        best = min(
+            choices, key=lambda gains: (abs(self.count(gains) - target), sum(gains.values()))
+        )
         return Fit(name_widths(best), self.count(best))
 
 
