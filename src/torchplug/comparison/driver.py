@@ -10,6 +10,7 @@ from pathlib import Path
 
 from torchplug.comparison.engines.work import Ended, Engine, Job
 from torchplug.comparison.lease import Leases
+from torchplug.comparison.outcome import Outcome
 from torchplug.comparison.progress import Teller
 from torchplug.comparison.spec import Comparison, Variant
 from torchplug.comparison.stopping import Known, find_futile_stop
@@ -24,7 +25,7 @@ from torchplug.comparison.store import (
     read_json,
     write_json,
 )
-from torchplug.comparison.trial_job import Outcome, fail
+from torchplug.comparison.trial_job import fail
 
 TRIES = 3
 """How often the process of a trial may die without finishing another epoch."""
@@ -79,6 +80,11 @@ class Driver:
             elif _key(job) in self._before:
                 self.teller.tell("redo", job.name)
 
+    @property
+    def has_work(self) -> bool:
+        """Whether a trial has no record yet."""
+        return bool(self._pending or self._elsewhere)
+
     def run(self, engine: Engine) -> None:
         """Run what is queued, together with other drivers, until every trial has its record.
 
@@ -87,25 +93,26 @@ class Driver:
         """
         running: dict[Key, Job] = {}
         try:
-            while True:
+            while self.has_work or running:
                 while len(running) < engine.slots and (job := self._take()) is not None:
                     running[_key(job)] = job
                     engine.submit(job)
                 if running:
-                    for ended in engine.wait(_LOOK_SECONDS):
-                        if self._finish(ended):
-                            del running[_key(ended.job)]
-                        else:
-                            engine.submit(ended.job)
-                elif self._elsewhere:
+                    self._wait(engine, running)
+                elif self.has_work:
                     time.sleep(_LOOK_SECONDS)
-                elif not self._pending:
-                    return
         except BaseException:
             engine.stop()  # first: nobody takes a trial over that still runs
             for job in running.values():
                 self.leases.give_back(Path(job.folder))
             raise
+
+    def _wait(self, engine: Engine, running: dict[Key, Job]) -> None:
+        for ended in engine.wait(_LOOK_SECONDS):
+            if self._finish(ended):
+                del running[_key(ended.job)]
+            else:
+                engine.submit(ended.job)
 
     def explain_stops(self, arms: Sequence[Variant]) -> dict[str, str]:
         """Return why arms have fewer seeds than were asked for."""

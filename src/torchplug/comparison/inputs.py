@@ -3,8 +3,10 @@
 import contextlib
 import functools
 import hashlib
+import importlib
 import inspect
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import torch
 from torch import nn
 
 from torchplug.comparison.arms import MakeModel, Study, build_base, hash_weights
-from torchplug.comparison.data import ImageData, load_data
+from torchplug.comparison.data import TaskData, load_data
 from torchplug.comparison.spec import Comparison
 from torchplug.errors import UsageError, explain
 from torchplug.hosts import build_model
@@ -67,7 +69,7 @@ def check_device(device: str) -> None:
         raise UsageError(explain("device must be there", f"{device!r} ({error})", fix)) from error
 
 
-def make_maker(model: Model, comparison: Comparison, data: ImageData) -> MakeModel:
+def make_maker(model: Model, comparison: Comparison, data: Any) -> MakeModel:
     """Return a function without arguments that makes the base."""
     if not isinstance(model, str):
         return model
@@ -84,6 +86,52 @@ def make_maker(model: Model, comparison: Comparison, data: ImageData) -> MakeMod
     return make
 
 
-def read_data(data: Any, comparison: Comparison) -> ImageData:
-    """Return the data of a comparison."""
-    return load_data(comparison.data, image_size=comparison.image_size)
+@dataclass(frozen=True)
+class NoData:
+    """In the place of data where a program of the user's own is the trial."""
+
+    name: str = "command"
+    digest: str = ""
+    classes: tuple[str, ...] = ()
+
+
+def read_data(data: Any, comparison: Comparison, *, check: bool = True) -> Any:
+    """Return the data of a comparison.
+
+    Args:
+        data: what the caller passed, if it is no name.
+        comparison: with the name of the data.
+        check: look for broken files too, which workers leave out.
+
+    Raises:
+        UsageError: if nothing is there under the name, or the data are of another task.
+    """
+    if comparison.command:
+        return NoData()
+    if data is None or isinstance(data, str):
+        return load_data(
+            comparison.data,
+            task=comparison.task,
+            image_size=comparison.image_size,
+            options=comparison.data_options,
+            check=check,
+        )
+    if isinstance(data, TaskData):
+        if data.task != comparison.task:
+            fix = f"pass task={data.task!r}"
+            raise UsageError(explain(f"{data.name} is for {data.task}", comparison.task, fix))
+        return data
+    if hasattr(data, "train_dataloader"):
+        own = importlib.import_module("torchplug.comparison.training.own")  # Lightning is slow
+        return own.wrap_datamodule(data, comparison.task)
+    text = explain(
+        "data is a name, a TaskData, a LightningDataModule",
+        f"a {type(data).__name__}",
+        "name a folder, or build a TaskData of your datasets",
+    )
+    raise UsageError(text)
+
+
+def name_data(data: Any) -> str:
+    """Return what the specification calls the data."""
+    return data if isinstance(data, str) else getattr(data, "name", type(data).__qualname__)

@@ -1,39 +1,20 @@
 """Compare plugged variants with a baseline, from the specification to the verdict."""
 
 import dataclasses
-import json
-import math
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torchplug.comparison.arms import Study
-from torchplug.comparison.driver import Driver
-from torchplug.comparison.engines import EngineName, Job, Place, Work
-from torchplug.comparison.environment import describe_environment, merge_environments
-from torchplug.comparison.inputs import (
-    Model,
-    check_device,
-    hash_model,
-    make_maker,
-    name_model,
-    read_data,
-)
-from torchplug.comparison.lease import Leases
-from torchplug.comparison.progress import OnEvent, Teller, ignore
+from torchplug.comparison.engines import EngineName, Place
+from torchplug.comparison.inputs import Model, check_device, name_data, name_model
+from torchplug.comparison.progress import OnEvent, ignore
 from torchplug.comparison.readback import Run as Run
-from torchplug.comparison.readback import conclude, read_records, read_timings
 from torchplug.comparison.readback import load_run as load_run
 from torchplug.comparison.recipe import Recipe
-from torchplug.comparison.rehearsal import Rehearsal, rehearse
-from torchplug.comparison.result import ComparisonResult, to_json
+from torchplug.comparison.result import ComparisonResult
+from torchplug.comparison.session import Inputs, Session
 from torchplug.comparison.spec import Comparison, Control, Goal, TaskName, Variant, read_seeds
-from torchplug.comparison.store import SPECIFICATION, Store, read_json, write_json, write_text
-from torchplug.comparison.trial_job import run_job
-
-WINNER_CONTROLS: tuple[Control, ...] = ("parameters", "placebo")
+from torchplug.comparison.store import Store
 
 
 def compare(
@@ -106,13 +87,13 @@ def compare(
     """
     comparison = Comparison(
         model=name_model(model),
-        data=data,
+        data=name_data(data),
         variants=tuple(Variant.parse(plug) if isinstance(plug, str) else plug for plug in plugs),
         seeds=read_seeds(seeds),
         task=task,
         metric=metric,
         goal=goal,
-        recipe=recipe or Recipe(),
+        recipe=recipe or Recipe.for_task(task),
         base=base,
         controls=tuple(controls),
         margin=margin,
@@ -122,132 +103,40 @@ def compare(
         model_options=dict(model_options or {}),
         device=device,
     )
-    place = Place(
-        engine=engine,
-        workers=workers,
-        address=address,
-        options=dict(engine_options or {}),
-        device=device,
-    )
-    return run_comparison(comparison, model, data, Path(out), place, on_event)
+    options = dict(engine_options or {})
+    place = Place(engine=engine, workers=workers, address=address, options=options)
+    return run_comparison(comparison, out, place, model=model, data=data, on_event=on_event)
 
 
 def run_comparison(
     comparison: Comparison,
-    model: Model,
-    data: Any,
-    out: Path,
-    place: Place,
+    out: str | Path,
+    place: Place | None = None,
+    *,
+    model: Model | None = None,
+    data: Any = None,
     on_event: OnEvent = ignore,
 ) -> ComparisonResult:
-    """Run what is missing of a comparison and return its result; see :func:`compare`."""
+    """Run what is missing of a comparison and return its result; see :func:`compare`.
+
+    Args:
+        comparison: what is compared.
+        out: directory of the run.
+        place: where the trials run.
+        model: a function that makes the base, if the comparison's model is no name.
+        data: in memory, if the comparison's data is no name.
+        on_event: called as the trials go on.
+    """
+    place = place or Place()
     check_device(comparison.device)
-    images = read_data(data, comparison)
-    maker = make_maker(model, comparison, images)
-    digest = hash_model(model, Study(comparison, images, maker))
-    comparison = dataclasses.replace(comparison, model_digest=digest)
-    store = Store(out)
-    store.check(comparison, images.digest)
-    study = Study(comparison, images, maker)
-    inputs = _Inputs(model, comparison, data)
-    if place.name != "inline":
+    inputs = Inputs(comparison.model if model is None else model, comparison, data)
+    study = inputs.make_study(check=True)
+    comparison = dataclasses.replace(comparison, model_digest=inputs.hash_model(study))
+    inputs = dataclasses.replace(inputs, comparison=comparison)
+    study = dataclasses.replace(study, comparison=comparison)
+    store = Store(Path(out))
+    store.check(comparison, study.data.digest)
+    if not place.is_inline:
         inputs.make_work().check()
-    arms = comparison.arms
-    rehearsal = rehearse(study, arms)
-    store.root.mkdir(parents=True, exist_ok=True)
-    with Leases(store.root) as leases:
-        return _Session(study, inputs, store, leases, place, on_event).run(arms, rehearsal)
-
-
-@dataclass(frozen=True)
-class _Inputs:
-    """What another process makes the same study of."""
-
-    model: Model
-    comparison: Comparison
-    data: Any
-    start: bytes | None = None
-
-    def make_work(self) -> Work:
-        return Work(_begin, (self.model, self.comparison.to_json(), self.data, self.start), _run)
-
-
-def _begin(model: Model, specification: str, data: Any, start: bytes | None) -> Study:
-    comparison = Comparison.from_dict(json.loads(specification))
-    images = read_data(data, comparison)
-    return Study(comparison, images, make_maker(model, comparison, images))
-
-
-def _run(study: Study, job: Job, report: Any) -> Any:
-    return run_job(study, job, report)
-
-
-@dataclass
-class _Session:
-    """One driver's work on a run."""
-
-    study: Study
-    inputs: _Inputs
-    store: Store
-    leases: Leases
-    place: Place
-    on_event: OnEvent
-
-    def run(self, arms: tuple[Variant, ...], rehearsal: Rehearsal) -> ComparisonResult:
-        comparison, store = self.study.comparison, self.store
-        hours = comparison.budget_hours
-        deadline = math.inf if hours is None else time.monotonic() + 3600 * hours
-        with self.leases.locked():
-            # another driver may have begun meanwhile
-            store.check(comparison, self.study.data.digest)
-            self._write_head(arms, rehearsal)
-        teller = Teller(self.on_event, comparison.recipe.epochs)
-        driver = Driver(comparison, self.study.data.digest, store, self.leases, teller, deadline)
-        engine = self.place.make_engine(
-            self.inputs.make_work,
-            Work(lambda: self.study, (), _run),
-            lambda job, epoch: teller.tell("epoch", job.name, epoch=epoch),
-        )
-        try:
-            driver.plan(arms)
-            driver.run(engine)
-            result = self._conclude(driver, arms)
-        finally:
-            engine.stop()
-        write_text(store.root / "summary.json", to_json(result))
-        return result
-
-    def _conclude(self, driver: Driver, arms: tuple[Variant, ...]) -> ComparisonResult:
-        comparison, store = self.study.comparison, self.store
-        stopped = driver.explain_stops(arms)
-        write_json(store.root / "stopped.json", stopped)
-        records = read_records(store, comparison, arms)
-        timings = read_timings(store, comparison, arms)
-        costs = read_json(store.root / "costs.json")
-        return conclude(store, comparison, arms, records, driver.known, timings, costs, stopped)
-
-    def _write_head(self, arms: tuple[Variant, ...], rehearsal: Rehearsal) -> None:
-        store, data = self.store, self.study.data
-        write_text(store.root / SPECIFICATION, self.study.comparison.to_json())
-        described = {
-            "name": data.name,
-            "digest": data.digest,
-            "classes": list(data.classes),
-            "samples": [len(data.train), len(data.validation), len(data.test)],
-        }
-        write_json(store.root / "data.json", described)
-        self._write_arms(arms, rehearsal)
-        path = store.root / "environment.json"
-        now = describe_environment(self.study.comparison.device)
-        write_json(path, merge_environments(read_json(path), now))
-
-    def _write_arms(self, arms: tuple[Variant, ...], rehearsal: Rehearsal) -> None:
-        """Write what is known of these arms, next to others that are there already."""
-        for variant in arms:
-            if variant.plugs:
-                write_text(self.store.plan_path(variant), rehearsal.plans[variant.name].to_json())
-        old = self.store.read_arms() or ()
-        names = {arm.name for arm in old}
-        self.store.write_arms((*old, *(arm for arm in arms if arm.name not in names)))
-        path = self.store.root / "costs.json"
-        write_json(path, {**rehearsal.costs, **(read_json(path) or {})})
+    session = Session(study, inputs, store, place, on_event)
+    return session.run()

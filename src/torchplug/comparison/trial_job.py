@@ -3,47 +3,20 @@
 import gc
 import platform
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from torchplug.comparison.arms import Study
+from torchplug.comparison.command import run_command_trial
 from torchplug.comparison.engines.work import Job, Report, clean_error
+from torchplug.comparison.outcome import Outcome
 from torchplug.comparison.spec import Comparison
 from torchplug.comparison.store import PROGRESS, explain_full, is_disk_full, write_json
-from torchplug.comparison.trial import run_trial as run_old_trial
+from torchplug.comparison.trial import run_trial
 
 _PROGRESS_SECONDS = 0.5
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What came out of a trial."""
-
-    record: dict[str, Any]
-    timing: dict[str, Any]
-
-
-def run_trial(
-    study: Study, variant: Any, seed: int, folder: Path, on_epoch: Callable[[int], None]
-) -> Outcome:
-    """Stand in until the trial returns an outcome itself."""
-    began = time.time()
-    record = run_old_trial(study, variant, seed, on_epoch)
-    accuracy = record.pop("accuracy")
-    record |= {
-        "format": 2,
-        "control": variant.control,
-        "of": variant.of,
-        "error": "",
-        "value": accuracy,
-        "metrics": {"accuracy": accuracy},
-        "classes": {},
-    }
-    return Outcome(record, {"began": began, "seconds": time.time() - began, "host": ""})
 
 
 def run_job(study: Study, job: Job, report: Report) -> Outcome:
@@ -56,7 +29,8 @@ def run_job(study: Study, job: Job, report: Report) -> Outcome:
     began = time.time()
     try:
         on_epoch = _Progress(folder, study.comparison.recipe.epochs, report)
-        return run_trial(study, job.variant, job.seed, folder, on_epoch)
+        run = run_command_trial if study.comparison.command else run_trial
+        return run(study, job.variant, job.seed, folder, on_epoch)
     except Exception as error:
         if is_disk_full(error):
             raise explain_full(folder, error) from error

@@ -1,14 +1,16 @@
 """Choose an engine by name."""
 
-import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from torchplug.comparison.engines.inline import InlineEngine
 from torchplug.comparison.engines.pool import PoolEngine
+from torchplug.comparison.engines.ray_tasks import RayEngine
+from torchplug.comparison.engines.slurm import SlurmEngine
 from torchplug.comparison.engines.work import Engine, OnEpoch, Work
-from torchplug.errors import UsageError, explain, import_extra, nearest
+from torchplug.errors import UsageError, explain, nearest, require_extra
 
 EngineName = Literal["auto", "inline", "pool", "ray", "slurm"]
 ENGINES: tuple[EngineName, ...] = get_args(EngineName)
@@ -31,9 +33,6 @@ class Place:
     options: Mapping[str, Any] = field(default_factory=dict)
     """Of one trial, for Ray ``num_cpus``, ``num_gpus`` (0.5 shares a GPU), ``resources``; for Slurm
     what submitit takes, such as ``slurm_partition`` and ``timeout_min``."""
-
-    device: str = "cpu"
-    devices: int = 1
 
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
@@ -63,26 +62,52 @@ class Place:
         return "pool" if (self.workers or 1) > 1 else "inline"
 
     @property
+    def is_inline(self) -> bool:
+        """Whether the trials run in this process."""
+        return self.name == "inline"
+
+    @property
     def is_here(self) -> bool:
         """Whether the trials run on this machine."""
         return self.name in {"inline", "pool"}
 
-    def make_engine(self, make_work: Callable[[], Work], here: Work, on_epoch: OnEpoch) -> Engine:
-        """Return the engine; ``here`` is the work of this process."""
+    def make_engine(
+        self,
+        work: Work,
+        on_epoch: OnEpoch,
+        *,
+        root: Path,
+        owner: str,
+        device: str = "cpu",
+        devices: int = 1,
+    ) -> Engine:
+        """Return the engine, with nothing under way.
+
+        Args:
+            work: what its processes need; for ``inline``, this one.
+            on_epoch: told of epochs by the engines that hear of them.
+            root: of the run.
+            owner: of the leases, by which a node knows the run's folder.
+            device: of the trials.
+            devices: of one trial.
+        """
         if self.name == "inline":
-            return InlineEngine(here, on_epoch)
+            return InlineEngine(work, on_epoch)
         if self.name == "pool":
-            return PoolEngine(
-                make_work(),
-                on_epoch,
-                workers=self.workers or 1,
-                device=self.device,
-                devices=self.devices,
-            )
-        raise UsageError("not yet")
+            workers = self.workers or 1
+            return PoolEngine(work, on_epoch, workers=workers, device=device, devices=devices)
+        shared: Any = {
+            "address": self.address,
+            "workers": self.workers,
+            "options": self.options,
+            "gpus": devices if device.startswith("cuda") else 0,
+            "owner": owner,
+        }
+        if self.name == "ray":
+            return RayEngine(work, **shared)
+        return SlurmEngine(work, folder=root / "slurm", **shared)
 
 
 def _check_installed(name: str) -> None:
     package = {"ray": "ray", "slurm": "submitit"}[name]
-    if importlib.util.find_spec(package) is None:
-        import_extra(package, extra=name, purpose=f"the {name} engine")
+    require_extra([package], extra=name, purpose=f"the {name} engine")
