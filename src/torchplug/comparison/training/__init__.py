@@ -1,0 +1,1 @@
+"""Training by Lightning's Trainer: repeatable, resumed bit for bit, quiet."""
