@@ -1,0 +1,1 @@
+"""The figures of a report, as SVG text for a page that brings its own colors."""
