@@ -5,11 +5,17 @@ from pathlib import Path
 from typing import Any
 
 from torchplug.comparison.data.assemble import assemble
+from torchplug.comparison.data.coco import list_coco
 from torchplug.comparison.data.embedded import list_digits
+from torchplug.comparison.data.hf_disk import list_hf
 from torchplug.comparison.data.image_folder import list_folder
 from torchplug.comparison.data.options import DataOptions
 from torchplug.comparison.data.samples import Listing
+from torchplug.comparison.data.shards import list_shards
 from torchplug.comparison.data.task_data import TaskData
+from torchplug.comparison.data.torch_roots import NAMES, list_torch
+from torchplug.comparison.data.voc import list_voc
+from torchplug.comparison.data.yolo import list_yolo
 from torchplug.comparison.spec import TaskName
 from torchplug.errors import UsageError, explain, nearest
 
@@ -17,8 +23,13 @@ Reader = Callable[[str, TaskName, DataOptions], Listing]
 
 _READERS: dict[str, Reader] = {
     "folder": list_folder,
+    "torch": list_torch,
+    "hfds": list_hf,
+    "wds": list_shards,
+    "voc": list_voc,
+    "yolo": list_yolo,
+    "coco": list_coco,
 }
-ROOTS: dict[str, Any] = {}
 TASKS = ("classification", "segmentation", "detection")
 
 
@@ -68,19 +79,25 @@ def load_data(
 def _find_listing(name: str, task: TaskName, options: DataOptions) -> Listing:
     prefix, slash, rest = name.partition("/")
     if slash and prefix.lower() in _READERS:
-        path = rest or "."
-        return _READERS[prefix.lower()](path, task, options)
+        kind = prefix.lower()
+        if kind not in {"torch", "wds"} and not Path(rest).exists():
+            fix = f"give a path that exists after {kind}/"
+            raise UsageError(explain(f"{kind}/PATH is on this machine", repr(rest), fix))
+        return _READERS[kind](rest, task, options)
+    if name.partition(":")[0].lower() in NAMES and ":" in name:
+        return list_torch(name, task, options)
     if Path(name).is_dir():
         return list_folder(name, task, options)
     raise UsageError(_explain_unknown(name, prefix if slash else ""))
 
 
 def _explain_unknown(name: str, prefix: str) -> str:
-    known = [*_READERS, "torch"]
-    forms = "'digits', a folder of images, NAME:ROOT, or begins with " + ", ".join(
-        f"{each}/" for each in known
-    )
+    forms = ", ".join(f"{each}/…" for each in _READERS)
+    rule = f"data is 'digits', a folder of images, or one of {forms}"
     got = f"{name!r}, which is no folder"
     if prefix and not Path(prefix).is_dir():
-        return explain(f"data is {forms}", got, nearest(prefix, known))
-    return explain(f"data is {forms}", got, "give a path that exists")
+        return explain(rule, got, nearest(prefix, _READERS))
+    head, colon, _ = name.partition(":")
+    if colon or not prefix:
+        return explain(rule, got, nearest(head, ["digits", *(f"{each}:ROOT" for each in NAMES)]))
+    return explain(rule, got, "give a path that exists")
