@@ -1,5 +1,6 @@
 """Build the model of one arm: the base with its initial weights, and what is plugged into it."""
 
+import dataclasses
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -8,10 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchplug.comparison.data import ImageData
-from torchplug.comparison.seeds import derive_seed, deterministic
+from torchplug.comparison.data import TaskData
+from torchplug.comparison.placebo.cut import cut_plugs
+from torchplug.comparison.seeds import derive_seed, deterministic, make_generator
 from torchplug.comparison.spec import Comparison, Variant
+from torchplug.comparison.widening.widen import widen
+from torchplug.hosts import find_source, load_maker
 from torchplug.surgery import PlugReport, plug
+from torchplug.surgery.request import Request
 
 MakeModel = Callable[[], nn.Module]
 
@@ -21,10 +26,15 @@ class Study:
     """What the trials of one comparison share: specification, data, and the maker of the base."""
 
     comparison: Comparison
-    data: ImageData
+    data: TaskData
     make_model: MakeModel
     start: Mapping[str, Tensor] | None = None
     """Weights that every base starts from: of a checkpoint, or of a baseline trained once."""
+
+    @property
+    def is_pretrained(self) -> bool:
+        """Whether bases start from weights that were trained."""
+        return self.start is not None or self.comparison.base != "scratch"
 
 
 @dataclass(frozen=True)
@@ -34,15 +44,35 @@ class Arm:
     model: nn.Module
     reports: tuple[PlugReport, ...]
     base_weights: str
-    """Hash of the base's initial weights: equal for all arms of one seed, but for the A/A control
-    and for what widens the base."""
+    """Hash of the base's initial weights, before it was widened or plugged: equal for all arms of
+    one seed but the A/A control."""
 
 
 def prepare_model(study: Study, variant: Variant, seed: int) -> Arm:
-    """Return the model of a trial: built, started from its base, plugged."""
-    model = build_base(study, variant.stream(seed))
+    """Return the model of a trial: built, started from its base, widened or plugged.
+
+    A control that matches parameters or latency is the base with the widths that its details name;
+    a placebo has its variant's plugs, whose information path is cut.
+
+    Raises:
+        PlugError: if the variant cannot be plugged, or has no honest placebo.
+    """
+    stream = variant.stream(seed)
+    model = build_base(study, stream)
     weights = hash_weights(model)
-    return Arm(model, plug_variant(model, variant, study, variant.stream(seed)), weights)
+    widths = variant.details.get("widths")
+    if widths:
+        widen(
+            model,
+            widths,
+            example=make_example(model, study.data),
+            generator=make_generator("modules", stream),
+            silent=study.is_pretrained,
+        )
+    reports = plug_variant(model, variant, study, stream)
+    if variant.control == "placebo":
+        cut_plugs(model)
+    return Arm(model, reports, weights)
 
 
 def build_base(study: Study, seed: int) -> nn.Module:
@@ -61,7 +91,7 @@ def plug_variant(
     return tuple(
         plug(
             model,
-            request.module,
+            find_module(request),
             request.at,
             example=make_example(model, study.data),
             start=request.start,
@@ -74,13 +104,50 @@ def plug_variant(
     )
 
 
+def find_module(request: Request) -> Any:
+    """Return what a request plugs: a key of the catalogue, or the user's own class.
+
+    Raises:
+        UsageError: if the class cannot be loaded.
+    """
+    return load_maker(request.module) if request.is_own else request.module
+
+
+def module_digests(variant: Variant) -> dict[str, str]:
+    """Return the hash of the source file of each module of the user's own that a variant plugs.
+
+    Raises:
+        UsageError: if one cannot be loaded.
+    """
+    digests = {}
+    for name in sorted({request.module for request in variant.plugs if request.is_own}):
+        load_maker(name)
+        file = find_source(name)
+        digests[name] = hashlib.sha256(file.read_bytes()).hexdigest() if file else ""
+    return digests
+
+
+def pin_modules(comparison: Comparison) -> Comparison:
+    """Let the source of the user's own modules decide the trials that plug them.
+
+    A variant that plugs some gets their digests in its details, and with them other trials when a
+    file changes; those of other variants stay.
+    """
+    variants = []
+    for variant in comparison.variants:
+        found = module_digests(variant)
+        details = {**variant.details, "sources": found} if found else variant.details
+        variants.append(dataclasses.replace(variant, details=details))
+    return dataclasses.replace(comparison, variants=tuple(variants))
+
+
 def input_channels(model: nn.Module) -> int | None:
     """Return the channels that the first convolution reads."""
     convolutions = (module for module in model.modules() if isinstance(module, nn.Conv2d))
     return next((module.in_channels for module in convolutions), None)
 
 
-def make_example(model: nn.Module, data: ImageData) -> tuple[int, ...]:
+def make_example(model: nn.Module, data: TaskData) -> tuple[int, ...]:
     """Return the shape of a batch of one, as the model reads it."""
     return (1, input_channels(model) or data.channels, *data.shape[2:])
 

@@ -83,13 +83,42 @@ def _find_factory(name: str) -> tuple[Callable[..., Any], frozenset[str]]:
     library = _LIBRARIES.get(source)
     if library is not None:
         return library(model)
-    module = _load_file(source) if source.endswith(".py") else _import(source, name)
-    factory = getattr(module, model, None)
-    if not callable(factory):
-        makers = [key for key, value in vars(module).items() if callable(value) and key[0] != "_"]
-        text = explain(f"{source} must define the maker", repr(model), nearest(model, makers))
-        raise UsageError(text)
+    factory = load_maker(name)
     return factory, frozenset(inspect.signature(factory).parameters)
+
+
+def load_maker(name: str) -> Callable[..., Any]:
+    """Return a class or function of the user's own, ``package.module:NAME`` or ``file.py:NAME``.
+
+    Raises:
+        UsageError: if the source cannot be imported or does not define it.
+
+    >>> load_maker("torch.nn:Conv2d").__name__
+    'Conv2d'
+    """
+    source, _, wanted = name.rpartition(":")
+    module = _load_file(source) if source.endswith(".py") else _import(source, name)
+    maker = getattr(module, wanted, None)
+    if not callable(maker):
+        makers = [key for key, value in vars(module).items() if callable(value) and key[0] != "_"]
+        text = explain(f"{source} must define the maker", repr(wanted), nearest(wanted, makers))
+        raise UsageError(text)
+    return maker
+
+
+def find_source(name: str) -> Path | None:
+    """Return the file that defines what :func:`load_maker` loads, if there is one.
+
+    >>> find_source("torchplug.hosts.small:ResNet8").name
+    'small.py'
+    """
+    source = name.rpartition(":")[0]
+    if source.endswith(".py"):
+        return Path(source)
+    maker = load_maker(name)
+    defining = sys.modules.get(getattr(maker, "__module__", source)) or sys.modules[source]
+    file = getattr(defining, "__file__", None)
+    return None if file is None else Path(file)
 
 
 def _from_torchplug(model: str) -> tuple[Callable[..., Any], frozenset[str]]:

@@ -23,9 +23,11 @@ from torchplug.surgery.strict_json import parse_json
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """A module of the catalogue, where it goes, and its options."""
+    """A module of the catalogue or a class of one's own, where it goes, and its options."""
 
     module: str
+    """A key of the catalogue; ``package.module:Class`` or ``path/to/file.py:Class``."""
+
     at: str | None = None
     """A role, path or glob; ``None`` is the place in the module's paper."""
 
@@ -38,6 +40,8 @@ class Request:
     def parse(cls, text: str) -> "Request":
         """Read ``MODULE[@PLACE][:OPTION=VALUE,…]``.
 
+        MODULE is a key of the catalogue, or names a class of one's own; nothing is imported here.
+
         Raises:
             UsageError: if the module is unknown or the text has another form.
 
@@ -49,11 +53,32 @@ class Request:
         if not colon or "=" not in tail:  # "se@re:layer.*" has a colon and no options
             head, tail = text, ""
         module, at_sign, place = head.partition("@")
-        get_card(module)  # an unknown key is named before anything is built
         if at_sign and not place:
             fix = "write cbam or cbam@stage"
             raise UsageError(explain("a place follows the @", repr(text), fix))
-        return cls(module=module, at=place or None, options=_read_options(tail, text))
+        request = cls(module=module, at=place or None, options=_read_options(tail, text))
+        if request.is_own:
+            _check_own(request, text)
+        else:
+            get_card(module)  # an unknown key is named before anything is built
+        return request
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the module is a class of one's own, and no key of the catalogue."""
+        return ":" in self.module
+
+
+def _check_own(request: Request, text: str) -> None:
+    """Refuse a class of one's own that is half named, or has no place."""
+    source, _, name = request.module.rpartition(":")
+    if not source or not name.isidentifier():
+        fix = "write package.module:Class or path/to/file.py:Class"
+        raise UsageError(explain("a module of your own is a class by its source", repr(text), fix))
+    if request.at is None:
+        fix = f"write {request.module}@stage, or another role, path or glob"
+        rule = "a module of your own has no paper that says where it goes"
+        raise UsageError(explain(rule, repr(text), fix))
 
 
 def _read_options(text: str, whole: str) -> dict[str, Any]:

@@ -129,7 +129,7 @@ def _make_own(kind: type[nn.Module]) -> type[nn.Module]:
 
     class Placebo(placebos._Context, kind):  # type: ignore[misc, valid-type]
         def __reduce_ex__(self, protocol: Any) -> Any:
-            return _rebuild_own, (kind,), self.__getstate__()
+            return _rebuild_own, (kind,), self.__dict__.copy()
 
     Placebo.__name__ = Placebo.__qualname__ = f"{kind.__name__}Placebo"
     return Placebo

@@ -154,16 +154,17 @@ class Sizes:
             total += math.prod(sides)
         return total
 
-    def fit(self, groups: Sequence[Group], target: int, start: Mapping[Group, int]) -> Fit:
-        """Return the widths of ``groups`` that bring the model nearest to ``target`` parameters.
+    def fit(
+        self, groups: Sequence[Group], target: int, start: Mapping[Group, int]
+    ) -> dict[Group, int]:
+        """Return the most channels gained with which the model has less than ``target`` parameters.
 
-        All of them grow alike, channel by channel in turn; the last channel goes where it comes
-        nearest.
+        All of ``groups`` grow alike, channel by channel in turn.
 
         Args:
             groups: which may grow.
             target: parameters of the whole model.
-            start: channels that other groups have already gained.
+            start: channels that other groups have already gained; part of the result.
         """
 
         def spread(steps: int) -> dict[Group, int]:
@@ -177,12 +178,22 @@ class Sizes:
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (middle, high) if self.count(spread(middle)) < target else (low, middle)
-        below = spread(low)
-        choices = [below, *({**below, g: below[g] + g.step} for g in groups)]
-        best = min(
-            choices, key=lambda gains: (abs(self.count(gains) - target), sum(gains.values()))
-        )
-        return Fit(name_widths(best), self.count(best))
+        return spread(low)
+
+    def finish(self, gains: Mapping[Group, int], groups: Sequence[Group], target: int) -> Fit:
+        """Bring gains nearer to ``target``, channel by channel, until no step helps."""
+        best = {**dict.fromkeys(groups, 0), **gains}
+
+        def distance(gains: Mapping[Group, int]) -> int:
+            return abs(self.count(gains) - target)
+
+        while True:
+            steps = [(g, sign * g.step) for g in groups for sign in (1, -1)]
+            near = [{**best, g: best[g] + step} for g, step in steps if best[g] + step >= 0]
+            found = min(near, key=distance)
+            if distance(found) >= distance(best):
+                return Fit(name_widths(best), self.count(best))
+            best = found
 
 
 def name_widths(more: Mapping[Group, int]) -> Widths:
