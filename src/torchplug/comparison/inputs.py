@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from torchplug.comparison.arms import MakeModel, Study, build_base, hash_weights
-from torchplug.comparison.data import TaskData, load_data
+from torchplug.comparison.data import TaskData, load_data, wrap_datasets
 from torchplug.comparison.spec import Comparison
 from torchplug.errors import UsageError, explain
 from torchplug.hosts import build_model
@@ -121,17 +121,45 @@ def read_data(data: Any, comparison: Comparison, *, check: bool = True) -> Any:
             fix = f"pass task={data.task!r}"
             raise UsageError(explain(f"{data.name} is for {data.task}", comparison.task, fix))
         return data
+    if isinstance(data, tuple) and len(data) in {2, 3}:
+        return _wrap_parts(data, comparison)
     if hasattr(data, "train_dataloader"):
         own = importlib.import_module("torchplug.comparison.training.own")  # Lightning is slow
         return own.wrap_datamodule(data, comparison.task)
     text = explain(
-        "data is a name, a TaskData, a LightningDataModule",
+        "data is a name, a TaskData, a LightningDataModule, or datasets (train, test)",
         f"a {type(data).__name__}",
-        "name a folder, or build a TaskData of your datasets",
+        "name a folder, or pass a tuple of two datasets",
     )
     raise UsageError(text)
 
 
+def _wrap_parts(parts: tuple[Any, ...], comparison: Comparison) -> TaskData:
+    """Return the datasets ``(train, test)`` or ``(train, validation, test)`` as data."""
+    options = dict(comparison.data_options)
+    classes = options.pop("classes", None) or getattr(parts[0], "classes", None)
+    if classes is None:
+        text = explain(
+            "datasets come with the names of their classes",
+            f"a {type(parts[0]).__name__} without classes",
+            "pass data_options={'classes': ['cat', 'dog']}, or how many there are",
+        )
+        raise UsageError(text)
+    return wrap_datasets(
+        parts[0],
+        parts[-1],
+        parts[1] if len(parts) > 2 else None,
+        classes=classes,
+        task=comparison.task,
+        name=comparison.data,
+        image_size=comparison.image_size,
+        **options,
+    )
+
+
 def name_data(data: Any) -> str:
     """Return what the specification calls the data."""
-    return data if isinstance(data, str) else getattr(data, "name", type(data).__qualname__)
+    if isinstance(data, str):
+        return data
+    first = data[0] if isinstance(data, tuple) and data else data
+    return str(getattr(first, "name", type(first).__qualname__))

@@ -95,7 +95,7 @@ def read_timings(
     store: Store, comparison: Comparison, arms: Sequence[Variant]
 ) -> dict[tuple[str, int], Timing]:
     """Return the timing of each trial that has one."""
-    found = {}
+    found: dict[tuple[str, int], Timing] = {}
     for variant, seed in comparison.trials(arms):
         timing = read_json(store.trial_folder(comparison, variant, seed) / TIMING)
         if isinstance(timing, dict):

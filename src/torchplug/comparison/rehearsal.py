@@ -4,10 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
-
-from torchplug.analysis import count_flops, count_parameters
-from torchplug.comparison.arms import Study, make_example, prepare_model
+from torchplug.analysis import count_parameters, measure_costs
+from torchplug.comparison.arms import Arm, Study, make_example, prepare_model
 from torchplug.comparison.seeds import derive_seed
 from torchplug.comparison.spec import BASELINE, Control, Variant
 from torchplug.comparison.trial import check_model
@@ -16,6 +14,7 @@ from torchplug.surgery import Plan
 from torchplug.surgery.plan import PlannedPlug
 
 Cost = dict[str, Any]
+_GROUP = 4
 _NOTHING: Cost = {"parameters": 0, "added": 0, "flops": 0, "memory": None, "latency": None}
 
 
@@ -41,25 +40,62 @@ def rehearse(study: Study, arms: Sequence[Variant], known: Mapping[str, Cost]) -
     """
     if study.comparison.command:
         return Rehearsal({}, {arm.name: {"places": _list_plugs(arm), **_NOTHING} for arm in arms})
+    seed = study.comparison.seeds[0]
+    base = prepare_model(study, Variant(name=BASELINE), seed)
+    check_model(study, base.model)
     plans: dict[str, Plan] = {}
     costs: dict[str, Cost] = {}
-    seed = study.comparison.seeds[0]
-    first: nn.Module | None = None
-    weights = ""
-    base = known.get(BASELINE, {}).get("parameters", 0)
+    group: dict[str, Arm] = {}
     for variant in arms:
-        arm = prepare_model(study, variant, seed)
-        if arm.model is first or (weights and _shares_base(variant, arm.base_weights, weights)):
-            raise UsageError(_explain_second(study.comparison.model))
-        if variant.name == BASELINE:
-            first, weights, base = arm.model, arm.base_weights, count_parameters(arm.model)
-            check_model(study, arm.model)
-        planned = tuple(plug for report in arm.reports for plug in report.plan.plugs)
-        costs[variant.name] = known.get(variant.name) or _measure(study, arm.model, planned, base)
-        plan = Plan(host=type(arm.model).__name__, plugs=planned, seed=derive_seed("modules", seed))
-        plan.to_json()  # options that no file can hold are refused before a file exists
-        plans[variant.name] = plan
-    return Rehearsal(plans, costs)
+        arm = base if variant.name == BASELINE else prepare_model(study, variant, seed)
+        if variant.name != BASELINE:
+            _check_maker(study, variant, arm, base)
+        group[variant.name] = arm
+        plans[variant.name] = _make_plan(arm, seed)
+        if len(group) == _GROUP:
+            costs |= _measure(study, base, group, known)
+            group = {}
+    return Rehearsal(plans, costs | _measure(study, base, group, known))
+
+
+def _check_maker(study: Study, variant: Variant, arm: Arm, base: Arm) -> None:
+    """Refuse a maker that makes one model for all, or another one each time."""
+    differs = variant.control != "again" and arm.base_weights != base.base_weights
+    if arm.model is base.model or differs:
+        text = explain(
+            "the maker of a model must make a new, equal one for the same random numbers",
+            f"{study.comparison.model}, whose second model differs",
+            "return a new model each time, drawn from torch's, numpy's or Python's generator",
+        )
+        raise UsageError(text)
+
+
+def _make_plan(arm: Arm, seed: int) -> Plan:
+    planned = tuple(plug for report in arm.reports for plug in report.plan.plugs)
+    plan = Plan(host=type(arm.model).__name__, plugs=planned, seed=derive_seed("modules", seed))
+    plan.to_json()  # options that no file can hold are refused before a file exists
+    return plan
+
+
+def _measure(
+    study: Study, base: Arm, group: Mapping[str, Arm], known: Mapping[str, Cost]
+) -> dict[str, Cost]:
+    """Measure a few arms beside the baseline: not all models are held at once."""
+    new = {name: arm.model for name, arm in group.items() if name not in known}
+    found = {name: known[name] for name in group if name in known}
+    if not new:
+        return found
+    models = {BASELINE: base.model, **new}
+    measured = measure_costs(models, make_example(base.model, study.data))
+    parameters = count_parameters(base.model)
+    for name in new:
+        planned = [plug for report in group[name].reports for plug in report.plan.plugs]
+        found[name] = {
+            "places": describe_places(planned),
+            "added": count_parameters(new[name]) - parameters,
+            **measured[name],
+        }
+    return found
 
 
 def find_controls(
@@ -74,27 +110,6 @@ def find_controls(
     except ImportError:
         return ()
     return tuple(resolve_controls(study, variants, kinds))
-
-
-def _shares_base(variant: Variant, found: str, first: str) -> bool:
-    return variant.control is None and found != first
-
-
-def _explain_second(model: str) -> str:
-    return explain(
-        "the maker of a model must make a new, equal one for the same random numbers",
-        f"{model}, whose second model differs",
-        "return a new model each time, drawn from torch's, numpy's or Python's generator",
-    )
-
-
-def _measure(study: Study, model: nn.Module, planned: Sequence[PlannedPlug], base: int) -> Cost:
-    return {
-        "places": describe_places(planned),
-        "parameters": count_parameters(model),
-        "added": count_parameters(model) - base,
-        "flops": count_flops(model, make_example(model, study.data)),
-    }
 
 
 def describe_places(planned: Sequence[PlannedPlug]) -> str:

@@ -35,6 +35,7 @@ def compare(
     out: str | Path = "runs/comparison",
     model_options: Mapping[str, Any] | None = None,
     image_size: int | None = None,
+    data_options: Mapping[str, Any] | None = None,
     device: str = "cpu",
     workers: int | None = None,
     engine: EngineName = "auto",
@@ -53,7 +54,8 @@ def compare(
             arguments that makes the classifier. Start it from scratch or from weights: the
             baseline gets the same.
         plugs: ``"MODULE[@PLACE][:OPTION=VALUE,…]"``, or variants.
-        data: a name such as ``"digits"``, or data in memory.
+        data: a name (see :mod:`torchplug.comparison.data`), or data in memory: a ``TaskData``, a
+            tuple of datasets ``(train, test)``, or a ``LightningDataModule``.
         seeds: how many, or which. Five are a screen, ten allow a verdict.
         task: what the model does.
         metric: the one that decides; empty is the task's own.
@@ -68,6 +70,7 @@ def compare(
         out: directory of the run.
         model_options: keyword arguments of the model's maker, if ``model`` is a name.
         image_size: side of the square to which the images of a folder are resized.
+        data_options: for the reader of the data; of datasets in memory, ``classes``.
         device: where to train.
         workers: how many trials run at once, each in a process of its own with one thread. The
             records are the same for any number. A script needs ``if __name__ == "__main__"``.
@@ -100,6 +103,7 @@ def compare(
         futility=futility,
         budget_hours=budget_hours,
         image_size=image_size,
+        data_options=dict(data_options or {}),
         model_options=dict(model_options or {}),
         device=device,
     )

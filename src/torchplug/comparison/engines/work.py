@@ -71,8 +71,9 @@ class Work:
 class Engine(Protocol):
     """Runs jobs somewhere; the driver asks for one job at a time."""
 
-    slots: int
-    """How many jobs run at once."""
+    @property
+    def slots(self) -> int:
+        """How many jobs run at once."""
 
     def submit(self, job: Job) -> None:
         """Begin a job; at most ``slots`` are under way."""
