@@ -141,6 +141,15 @@ class _Plugged:
                 replacement.follow(self, name, value)
         super().__setattr__(name, value)
 
+    def __prepare_scriptable__(self) -> Any:
+        """Refuse ``torch.jit.script``, which asks here and then reads the host's own source."""
+        text = explain(
+            "torch.jit.script compiles the source of a class, which has no plugs",
+            f"a plugged {self._torchplug_class.__name__}",
+            "use torch.export or torch.compile, or torch.jit.trace for an old runtime",
+        )
+        raise PlugError(text)
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         # the subclass is made at run time: another process makes it again from the host's class
         return _rebuild, (self._torchplug_class,), self.__getstate__()

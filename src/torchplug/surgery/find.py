@@ -67,7 +67,37 @@ def sites_in(model: nn.Module, trace: Trace) -> Sites:
     for site in unique.values():  # an operation that has a role can be named too
         if site.kind == "op":
             outputs[site.path] = dataclasses.replace(site, role=NAMED, source=USER)
-    return Sites(tuple(sorted(unique.values(), key=lambda site: order.index(site.role))), outputs)
+    several = _find_several(trace, maker)
+    for site in (site for places in several.values() for site in places if site is not None):
+        outputs.setdefault(site.path, site)
+    return Sites(
+        tuple(sorted(unique.values(), key=lambda site: order.index(site.role))),
+        outputs,
+        several=several,
+        idle=frozenset(path for path, _ in model.named_modules() if not trace.runs[path]),
+        aliases=_find_aliases(model),
+    )
+
+
+def _find_several(trace: Trace, maker: "_SiteMaker") -> dict[str, tuple[Site | None, ...]]:
+    """Where the maps are made that a module returns together, in the order in which it does."""
+    found: dict[str, tuple[Site | None, ...]] = {}
+    for group in trace.groups:
+        call = group.call
+        if call is not None and call.path and call.path not in found:
+            places = (maker.place(NAMED, value, maker.outermost(value)) for value in group.values)
+            found[call.path] = tuple(
+                None if place is None else dataclasses.replace(place, source=USER)
+                for place in places
+            )
+    return found
+
+
+def _find_aliases(model: nn.Module) -> dict[str, str]:
+    first: dict[int, str] = {}
+    named = model.named_modules(remove_duplicate=False)
+    pairs = [(path, first.setdefault(id(module), path)) for path, module in named]
+    return {path: known for path, known in pairs if path != known}
 
 
 def _resolve(known: Mapping[str, Known], trace: Trace) -> _Said:

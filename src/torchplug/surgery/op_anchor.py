@@ -97,6 +97,8 @@ class OpHolder(Holder):
         super().__init__()
         self.points: dict[str, tuple[OpPoint, str]] = {}
         """Child → the operation it sits at, and the name that the user gave."""
+        self.counts: dict[str, int] = {}
+        """How often each operation ran in the first forward: places are counted by it."""
 
     def at_output(self) -> list[nn.Module]:
         """Return the plugs that run on the module's output."""
@@ -185,6 +187,9 @@ class _OpPlugged(_Plugged):
             output = super().forward(*args, **kwargs)
         if len(mode.done) != len(holder.points):
             _complain(mode)
+        for op in mode.names:
+            if holder.counts.setdefault(op, mode.calls[op]) != mode.calls[op]:
+                _complain_of_count(mode, op, is_training=self.training)  # type: ignore[attr-defined]
         return output
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -223,6 +228,19 @@ def _complain(mode: _OpMode) -> None:
         "each plug at an operation must run once in a forward",
         f"none of the calls {', '.join(missed)}" if missed else f"{len(mode.done)} runs",
         "the host took another way than for the example; plug a module instead",
+    )
+    raise PlugError(text)
+
+
+def _complain_of_count(mode: _OpMode, op: str, *, is_training: bool) -> None:
+    """Another number of calls may have moved the plug to another map in silence."""
+    places = [p.suffix for p, _ in mode.holder.points.values() if p.op == op]
+    when = "in training" if is_training else "in evaluation"
+    text = explain(
+        "a plug at an operation is found by counting, so each forward must call it equally often",
+        f"{mode.calls[op]} calls of {op} {when}, {mode.holder.counts[op]} at first, and a plug at "
+        f"{', '.join(places)}",
+        "plug a module instead, or switch off what the host does in one mode only",
     )
     raise PlugError(text)
 

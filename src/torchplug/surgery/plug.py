@@ -53,7 +53,8 @@ def plug(
         at: where: a role (``"bottleneck"``, ``"stage"``, …: :func:`torchplug.sites` shows them),
             the id of a site, a module path, a glob (``"layer?.*.bn2"``; ``**`` crosses dots),
             ``"re:…"``, a module class, a predicate ``(path, module) -> bool`` or
-            ``(site) -> bool``, or a list of these. ``None`` is the place in the module's paper.
+            ``(site) -> bool``, or a list of these. ``"backbone[1]"`` is where the second of the
+            maps is made that a module returns. ``None`` is the place in the module's paper.
         example: the shape of a small batch, a tensor, a tuple of arguments of the forward, a
             dict of keyword arguments, or a pair ``(args, kwargs)``.
         start: ``"identity"`` makes the plugged model compute what the base computed, by a
@@ -116,7 +117,7 @@ def _attach(
     base = Base(model)
     try:
         attach_steps(model, steps, plan)
-        change, flops = verify(model, steps, scene.arguments, scene.trace.output, base)
+        change, flops, notes = verify(model, steps, scene.arguments, scene.trace.output, base)
     except BaseException:
         unplug(model, steps=[(step.planned.path, step.planned.name) for step in steps])
         raise
@@ -133,7 +134,17 @@ def _attach(
         flops=(scene.flops, flops),
         idle_parameters=_count_idle(model, steps),
         skipped=tuple(skipped),
+        notes=notes + _warn_of_folding(scene, steps),
     )
+
+
+def _warn_of_folding(scene: Scene, steps: Sequence[Step]) -> tuple[str, ...]:
+    """A host that folds parallel branches makes a new convolution, without plugs."""
+    inside = [step.planned.path for step in steps if step.planned.path in scene.foldable]
+    if not inside:
+        return ()
+    text = f"{len(inside)} of {len(steps)} plugs lie in sums of branches that the host may fold"
+    return (f"{text} into one convolution, such as {inside[0]}: folding would lose them",)
 
 
 def _count_idle(model: nn.Module, steps: Sequence[Step]) -> int:
@@ -206,7 +217,8 @@ def check_host(model: Any) -> None:
     if isinstance(model, torch.jit.ScriptModule):
         fix = "plug the Python model, then script or export it"
         raise PlugError(explain("a scripted model cannot be changed", type(model).__name__, fix))
-    if type(model).__name__ in _WRAPPERS:
+    is_sharded = any(base.__name__ == "FSDPModule" for base in type(model).__mro__)
+    if is_sharded or type(model).__name__ in _WRAPPERS:
         fix = "plug the inner module first, then compile or distribute it"
         raise PlugError(explain("a host must not be wrapped yet", type(model).__name__, fix))
 

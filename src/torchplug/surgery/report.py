@@ -55,6 +55,9 @@ class PlugReport(Count):
     skipped: tuple[tuple[str, str], ...] = ()
     """Places of the module's own paper that it does not fit, each with the reason."""
 
+    notes: tuple[str, ...] = ()
+    """What is worth knowing and no fault, such as a host that starts at zero before the plugs."""
+
     def __str__(self) -> str:
         names = sorted({plug.module for plug in self.plan.plugs}) or ["nothing"]
         lines = [
@@ -70,6 +73,7 @@ class PlugReport(Count):
             lines.append(f"  skipped            {len(paths)}: {_shorten(paths)}")
             reasons = dict.fromkeys(reason for _, reason in self.skipped)
             lines += [f"    because          {reason}" for reason in reasons]
+        lines += [f"  note               {note}" for note in self.notes]
         return "\n".join(lines)
 
     def _describe_parameters(self) -> str:

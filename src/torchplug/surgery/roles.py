@@ -84,6 +84,19 @@ def find_blocks(trace: Trace) -> list[ResidualBlock]:
     return blocks
 
 
+def find_foldable(trace: Trace) -> set[Value]:
+    """Return what is made inside sums of branches that fold into one convolution."""
+    found: set[Value] = set()
+    for add in trace.maps:
+        operands = [value for value in add.inputs if value.is_map]
+        if add.op in _ADDS and len(operands) == 2 and operands[0].shape == operands[1].shape:
+            cones = [_cone(value, _executing_call(add, operands)) for value in operands]
+            own = cones[0] ^ cones[1]
+            if cones[0] & cones[1] and _is_one_convolution(own):
+                found |= own
+    return found
+
+
 def _executing_call(add: Value, operands: list[Value]) -> Call:
     """The call that executes an add; one level up where a leaf module does nothing else."""
     depth = len(add.calls) - 1

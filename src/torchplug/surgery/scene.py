@@ -13,7 +13,7 @@ from torchplug.surgery.intake import Entrance, drop_unused, find_entrances
 from torchplug.surgery.measure import counting_flops
 from torchplug.surgery.op_anchor import parse_anchor
 from torchplug.surgery.plan import Mode, Plan, PlannedPlug
-from torchplug.surgery.roles import find_blocks
+from torchplug.surgery.roles import find_blocks, find_foldable
 from torchplug.surgery.sites import NAMED, Site, Sites
 from torchplug.surgery.trace import Arguments, Call, record
 
@@ -55,6 +55,12 @@ class Scene:
     def residual_blocks(self) -> frozenset[str]:
         """Paths of the modules that execute a residual add."""
         return frozenset(block.call.path for block in find_blocks(self.trace))
+
+    @cached_property
+    def foldable(self) -> frozenset[str]:
+        """Paths of modules in sums of branches that the host may fold into one convolution."""
+        calls = (call for value in find_foldable(self.trace) for call in value.producers)
+        return frozenset(call.path for call in calls)
 
     @cached_property
     def first_convolution(self) -> str | None:

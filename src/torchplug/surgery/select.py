@@ -15,6 +15,8 @@ from torchplug.errors import PlugError, explain, nearest
 from torchplug.surgery.sites import ROLES, Site, Sites
 
 Predicate = Callable[[str, nn.Module], bool] | Callable[[Site], bool]
+_INDEXED = re.compile(r"(?P<path>.+)\[(?P<index>\d+)\]")
+
 Where = str | type[nn.Module] | Predicate
 At = Where | Sequence[Where]
 
@@ -100,12 +102,40 @@ def _select_by_text(sites: Sites, text: str) -> list[Site]:
     by_id = [site for site in sites if site.id == text]
     if by_id:
         return by_id
+    indexed = _INDEXED.fullmatch(text)
+    if indexed is not None and indexed["path"] in sites.several:
+        return [_pick(sites, indexed["path"], int(indexed["index"]))]
     pattern = _compile(text[3:]) if text.startswith("re:") else _glob_pattern(text)
     return [
         site
         for path, site in sites.outputs.items()
         if pattern.fullmatch(path) and ("!" in text or site.kind == "module")
     ]
+
+
+def _pick(sites: Sites, path: str, index: int) -> Site:
+    """The place where the map is made that a module returns as its ``index``-th."""
+    places = sites.several[path]
+    site = places[index] if index < len(places) else None
+    if site is None:
+        got = f"{path}[{index}] of {len(places)} maps"
+        if index < len(places):
+            got += ", which is the input or one of several that an operation made"
+        text = explain(
+            "an index counts the maps that a module returns, from 0", got, _list(sites, path)
+        )
+        raise PlugError(text)
+    return site
+
+
+def _list(sites: Sites, path: str) -> str:
+    """The maps that a module returns, each with the place where it is made."""
+    shown = [
+        f"{path}[{index}] ({site.path}: {site.channels} channels, {site.size[0]} x {site.size[1]})"
+        for index, site in enumerate(sites.several[path])
+        if site is not None
+    ]
+    return f"name one of them: {', '.join(shown) or 'none of them has a place'}"
 
 
 def _compile(expression: str) -> re.Pattern[str]:
@@ -146,10 +176,18 @@ def _explain_nothing(model: nn.Module, sites: Sites, entry: Any) -> str:
             f"{type(model).__name__}, which has none",
             f"use a role of this model: {_join(sites)}" if sites.roles else "name a module path",
         )
+    if entry in sites.aliases:
+        got = f"{entry!r}, another name of {sites.aliases[entry]!r}"
+        fix = f"name {sites.aliases[entry]!r}; a plug on it is on both"
+        return explain("a module with several names is plugged by its first", got, fix)
+    if entry in sites.several:
+        got = f"{entry!r}, which returns {len(sites.several[entry])} in a list or mapping"
+        return explain("a plug refines one map", got, _list(sites, entry))
     if entry in dict(model.named_modules()):
+        why = "did not run on the example" if entry in sites.idle else "returned none"
         return explain(
             "a plug needs a module that runs and returns one map (N, C, H, W)",
-            f"{entry!r}, which did not",
+            f"{entry!r}, which {why}",
             f"use a role of this model: {_join(sites)}",
         )
     hint = nearest(entry, [*ROLES, *sites.outputs]) if not _is_pattern(entry) else _join(sites)

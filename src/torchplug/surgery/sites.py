@@ -1,9 +1,10 @@
 """The places in a model where a module can go, by role."""
 
+import dataclasses
 import importlib
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -88,6 +89,15 @@ class Sites:
     outputs: dict[str, Site]
     """Every module whose output is one map, by path: what a path or a glob can name."""
 
+    several: Mapping[str, tuple[Site | None, ...]] = field(default_factory=dict)
+    """Of every module that returns maps in a list, a tuple or a mapping: where each is made."""
+
+    idle: frozenset[str] = frozenset()
+    """Modules that did not run on the example."""
+
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    """Further names of a module that has several, with its first."""
+
     def __iter__(self) -> Iterator[Site]:
         return iter(self.found)
 
@@ -99,7 +109,7 @@ class Sites:
 
     def filter(self, where: Callable[[Site], bool]) -> "Sites":
         """Keep the sites for which ``where(site)`` is true."""
-        return Sites(tuple(site for site in self.found if where(site)), self.outputs)
+        return dataclasses.replace(self, found=tuple(site for site in self.found if where(site)))
 
     def with_role(self, role: str) -> "Sites":
         """Keep the sites of one role."""

@@ -84,6 +84,8 @@ class Group:
     """How many values there were when it was seen."""
 
     values: tuple[Value, ...]
+    call: Call | None = None
+    """The call that returned them; ``None`` if a call received them."""
 
 
 @dataclass(frozen=True)
@@ -279,10 +281,10 @@ class _Recorder(TorchFunctionMode):
         if isinstance(output, Tensor):
             self._value(output).producers.append(call)
         else:
-            self._note_group(output)
+            self._note_group(output, call)
 
-    def _note_group(self, tree: Any) -> None:
-        """Remember the maps of a list, a mapping or a dataclass of several."""
+    def _note_group(self, tree: Any, call: Call | None = None) -> None:
+        """Remember the maps of a list, a mapping or a dataclass; of arguments if several."""
         if isinstance(tree, Tensor):
             return
         maps = tuple(
@@ -290,8 +292,8 @@ class _Recorder(TorchFunctionMode):
             for tensor in tensors_in(tree)
             if id(tensor) in self._current and self._current[id(tensor)].is_map
         )
-        if len(maps) > 1:
-            self.groups.append(Group(len(self.values), maps))
+        if len(maps) > 1 or (maps and call is not None):
+            self.groups.append(Group(len(self.values), maps, call))
 
 
 def tensors_in(tree: Any) -> list[Tensor]:

@@ -11,6 +11,7 @@ from torchplug.surgery.attach import Holder
 from torchplug.surgery.measure import Change, counting_flops, measure_change
 from torchplug.surgery.op_anchor import parse_anchor, weight_prefix
 from torchplug.surgery.plan import PlannedPlug
+from torchplug.surgery.rest import describe_rest, watching
 from torchplug.surgery.sites import Site
 from torchplug.surgery.trace import Arguments, Trace, evaluating, record, tensors_in
 
@@ -34,8 +35,10 @@ class Base:
 
 def verify(
     model: nn.Module, steps: list[Step], arguments: Arguments, expected: Any, base: Base
-) -> tuple[Change, int]:
-    """Check base tensors, runs, output and backward; return the change and the cost of a forward.
+) -> tuple[Change, int, tuple[str, ...]]:
+    """Check base tensors, runs, output and backward.
+
+    Return the change of the output, the cost of a forward, and what is worth knowing.
 
     Raises:
         PlugError: naming the first check that failed.
@@ -62,8 +65,10 @@ def verify(
             "the host may be random in evaluation mode; start='paper' skips this proof",
         )
         raise PlugError(text)
-    _check_backward(model, steps, arguments)
-    return change, int(counter.get_total_flops())
+    with watching(steps) as zeros:
+        unmoved = _check_backward(model, steps, arguments)
+    notes = describe_rest(model, steps, unmoved, zeros)
+    return change, int(counter.get_total_flops()), notes
 
 
 def _check_used(trace: Trace, steps: list[Step]) -> None:
@@ -88,17 +93,20 @@ def _check_base(model: nn.Module, base: Base) -> None:
             raise PlugError(f"the base tensor {name} was renamed or replaced by plugging")
 
 
-def _check_backward(model: nn.Module, steps: list[Step], arguments: Arguments) -> None:
-    """Run one backward: a host that works in place may overwrite what a plug has saved."""
+def _check_backward(model: nn.Module, steps: list[Step], arguments: Arguments) -> set[int]:
+    """Run one backward: a host that works in place may overwrite what a plug has saved.
+
+    Return the weights (by id) that got no gradient.
+    """
     weights = [p for step in steps for p in step.module.parameters() if p.requires_grad]
     with evaluating(model), torch.enable_grad():
         output = model(*arguments[0], **arguments[1])
         results = [t for t in tensors_in(output) if t.requires_grad]
         if not results or not weights:
-            return
+            return set()
         try:
             total = sum(result.float().sum() for result in results)
-            torch.autograd.grad(total, weights, allow_unused=True)  # type: ignore[arg-type]
+            grads = torch.autograd.grad(total, weights, allow_unused=True)  # type: ignore[arg-type]
         except RuntimeError as error:
             text = explain(
                 "a plugged model must be able to run backward",
@@ -107,3 +115,5 @@ def _check_backward(model: nn.Module, steps: list[Step], arguments: Arguments) -
                 "safe, or another place",
             )
             raise PlugError(text) from error
+    pairs = zip(weights, grads, strict=True)
+    return {id(weight) for weight, grad in pairs if grad is None or not bool(grad.any())}
