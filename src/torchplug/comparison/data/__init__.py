@@ -25,7 +25,7 @@ from torchplug.comparison.data.items import LazyItems, MemoryItems
 from torchplug.comparison.data.load import load_data
 from torchplug.comparison.data.options import DataOptions
 from torchplug.comparison.data.task_data import TaskData
-from torchplug.comparison.data.wrapping import wrap_data_module, wrap_datasets
+from torchplug.comparison.data.wrapping import wrap_datasets
 
 ImageData = TaskData
 
@@ -37,6 +37,5 @@ __all__ = [
     "MemoryItems",
     "TaskData",
     "load_data",
-    "wrap_data_module",
     "wrap_datasets",
 ]

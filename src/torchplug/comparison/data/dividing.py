@@ -56,12 +56,12 @@ def split_off(
     else:
         taken = _take_samples(samples, share, purpose)
     rest = [sample for index, sample in enumerate(samples) if index not in taken]
+    if all(isinstance(sample.target, int) for sample in samples):
+        _check_classes(samples, rest, name, purpose)
     if not rest or not taken:
         fix = "add images, or bring the split along as train, val and test parts"
         got = f"{len(samples)} images" + _count_groups(samples)
         raise UsageError(explain(f"{name} needs enough images to be split", got, fix))
-    if all(isinstance(sample.target, int) for sample in samples):
-        _check_classes(samples, rest, name, purpose)
     return rest, [samples[index] for index in sorted(taken)]
 
 

@@ -154,8 +154,9 @@ def find_parts(folders: Mapping[str, Any]) -> dict[str, str]:
     """Return which of the given names stands for which part; the most usual name wins."""
     found: dict[str, str] = {}
     order = [name for names in PART_NAMES.values() for name in names]
-    for name in sorted(folders, key=lambda name: (name.lower() not in order, name)):
+    usual = {name: place for place, name in enumerate(order)}
+    for name in sorted(folders, key=lambda name: (usual.get(name.lower(), len(usual)), name)):
         part = part_of(name)
         if part is not None:
             found.setdefault(part, name)
-    return found
+    return {part: found[part] for part in PARTS if part in found}

@@ -177,60 +177,6 @@ def wrap_datasets(
     )
 
 
-def wrap_data_module(
-    module: Any,
-    *,
-    classes: Sequence[str] | int,
-    task: TaskName = "classification",
-    name: str = "",
-    image_size: int | None = None,
-) -> TaskData:
-    """Return a data set of a ``LightningDataModule``: the datasets of its loaders.
-
-    The loaders' own batch size, order and workers are left aside: the recipe decides them, the same
-    for all variants. Without a ``test_dataloader`` the validation data is the test.
-
-    Args:
-        module: prepared and set up here.
-        classes: see :func:`wrap_datasets`, as the others.
-        task: what the targets are for.
-        name: as it stands in the report; the class of the module if not given.
-        image_size: side of the square that images are brought to.
-
-    Raises:
-        UsageError: if it has no training or no held-out data.
-    """
-    module.prepare_data()
-    found: dict[str, Any] = {}
-    for stage, part in (("fit", "train"), ("validate", "val"), ("test", "test")):
-        try:
-            module.setup(stage)
-            loader = getattr(module, f"{part}_dataloader")()
-        except (AttributeError, NotImplementedError, ImportError, TypeError):
-            loader = None
-        except Exception as error:
-            if type(error).__name__ != "MisconfigurationException":
-                raise
-            loader = None  # lightning's word for a loader that is not defined
-        loader = loader[0] if isinstance(loader, list | tuple) and loader else loader
-        found[part] = getattr(loader, "dataset", None)
-    if found["train"] is None or (found["test"] is None and found["val"] is None):
-        got = ", ".join(part for part, each in found.items() if each is not None) or "none"
-        fix = "define train_dataloader and val_dataloader or test_dataloader"
-        raise UsageError(explain("a data module has training and held-out data", got, fix))
-    if found["test"] is None:
-        found["test"], found["val"] = found["val"], None
-    return wrap_datasets(
-        found["train"],
-        found["test"],
-        found["val"],
-        classes=classes,
-        task=task,
-        name=name or type(module).__name__,
-        image_size=image_size,
-    )
-
-
 def _check_kind(dataset: Any, part: str) -> None:
     if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
         text = explain(
