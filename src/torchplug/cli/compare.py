@@ -1,181 +1,224 @@
-"""The commands that run and report comparisons."""
+"""The commands that run, watch and report comparisons."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.table import Table
+
+from torchplug.cli.display import ProgressDisplay, print_line, print_result
+from torchplug.cli.watching import watch as watch_run
+from torchplug.errors import UsageError, explain
 
 if TYPE_CHECKING:
-    from torchplug.comparison import ComparisonResult, Event
+    from torchplug.comparison import Comparison
+    from torchplug.comparison.studyfile import EngineSettings
 
-console = Console()
+_COMPARED = "what is compared"
+_RUN = "how it is run"
+_LOOK = "look, do not run"
+
+_RunName = Annotated[
+    str | None, typer.Option(help="of the run: its directory in --out", rich_help_panel=_RUN)
+]
+
+
+def _what(text: str, *names: str) -> Any:
+    return typer.Option(*names, help=text, rich_help_panel=_COMPARED)
+
+
+def _how(text: str, *names: str) -> Any:
+    return typer.Option(*names, help=text, rich_help_panel=_RUN)
 
 
 def compare(
+    study: Annotated[
+        Path | None, typer.Argument(help="a study file (TOML); or use the options below")
+    ] = None,
     model: Annotated[
-        str,
-        typer.Option(
-            help="torchplug:resnet8, torchvision:NAME, timm:NAME, package.module:factory or "
+        str | None,
+        _what(
+            "torchplug:resnet8, torchvision:NAME, timm:NAME, smp:NAME, package.module:factory or "
             "path/to/file.py:factory"
         ),
-    ],
+    ] = None,
     plug: Annotated[
-        list[str],
-        typer.Option(help="MODULE, MODULE@PLACE or MODULE@PLACE:option=value; repeat for more"),
-    ],
+        list[str] | None,
+        _what("MODULE, MODULE@PLACE or MODULE@PLACE:option=value, several with ' + '; repeat"),
+    ] = None,
     data: Annotated[
-        str, typer.Option(help="digits, cifar10:ROOT, cifar100:ROOT, or a folder of images")
-    ] = "digits",
-    seeds: Annotated[int, typer.Option(help="5 for a screen, 10 for a verdict")] = 5,
-    name: Annotated[str | None, typer.Option(help="of the run: its directory in --out")] = None,
-    out: Annotated[Path, typer.Option(help="where runs are kept")] = Path("runs"),
-    recipe: Annotated[Path | None, typer.Option(help="TOML file of training settings")] = None,
-    epochs: Annotated[int | None, typer.Option(help="instead of the recipe's")] = None,
-    image_size: Annotated[
-        int | None, typer.Option(help="side to which images of a folder are resized")
+        str | None,
+        _what(
+            "digits, a folder, torch/cifar10:ROOT, hfds/PATH, wds/SHARDS, voc/, yolo/, coco/PATH"
+        ),
     ] = None,
-    margin: Annotated[
-        float | None, typer.Option(help="smallest difference worth having, in points")
+    task: Annotated[str | None, _what("classification, segmentation or detection")] = None,
+    metric: Annotated[
+        str | None, _what("the one that decides; of a command its place: {out}/metrics.json:map50")
     ] = None,
-    device: Annotated[str, typer.Option(help="where to train")] = "cpu",
-    workers: Annotated[int, typer.Option(help="trials at once, one process and thread each")] = 1,
+    goal: Annotated[str | None, _what("max or min of the metric")] = None,
+    seeds: Annotated[
+        str | None, _what("how many, or which (3,5,8): 5 for a screen, 10 for a verdict")
+    ] = None,
+    base: Annotated[str | None, _what("scratch, trained, or the path of a checkpoint")] = None,
+    recipe: Annotated[Path | None, _what("TOML file of training settings")] = None,
+    epochs: Annotated[int | None, _what("instead of the recipe's")] = None,
+    image_size: Annotated[int | None, _what("side to which images are resized")] = None,
+    margin: Annotated[float | None, _what("smallest difference worth having")] = None,
+    controls: Annotated[
+        str | None, _what("for every variant, not winners only: parameters,latency,placebo")
+    ] = None,
+    futility: Annotated[
+        bool | None, _what("stop a variant that can no longer reach the margin", "--futility")
+    ] = None,
+    budget: Annotated[float | None, _what("hours after which no trial is begun")] = None,
+    command: Annotated[
+        str | None,
+        _what("a program that is the trial: 'python t.py --seed {seed} --plan {plan} --out {out}'"),
+    ] = None,
+    metric_file: Annotated[str | None, _what("where it leaves the metric")] = None,
+    device: Annotated[str | None, _what("where to train: cpu, cuda")] = None,
+    devices: Annotated[int | None, _what("of one trial, by DDP")] = None,
+    name: _RunName = None,
+    out: Annotated[Path, _how("where runs are kept")] = Path("runs"),
+    engine: Annotated[str | None, _how("auto, inline, pool, ray or slurm")] = None,
+    address: Annotated[str | None, _how("of a Ray cluster")] = None,
+    workers: Annotated[int | None, _how("trials at once, one thread or GPU each")] = None,
+    lang: Annotated[str, _how("of the report: en or zh")] = "en",
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="print trials, time and what can be detected",
+            rich_help_panel=_LOOK,
+        ),
+    ] = False,
+    watch: Annotated[
+        Path | None,
+        typer.Option(help="follow a run in a second terminal", rich_help_panel=_LOOK),
+    ] = None,
+    once: Annotated[
+        bool, typer.Option("--once", help="with --watch: one look", rich_help_panel=_LOOK)
+    ] = False,
 ) -> None:
     """Train a model with and without modules on paired seeds, and say what was found.
 
     A run that was interrupted goes on where it was when the same command is given again.
     """
-    # the statistics and figures take seconds to import, which `torchplug list` need not wait for
-    from torchplug.comparison import Recipe
-    from torchplug.comparison import compare as run_comparison
-    from torchplug.reporting import write_report
+    options = dict(locals())
+    if watch is not None:
+        _check_alone(options)
+        watch_run(watch, once=once)
+        return
+    comparison, settings = _read(options)
+    directory = out / (name or _name_run(study, comparison))
+    if dry_run:
+        from torchplug.cli.preview import preview
 
-    settings = Recipe.load(recipe) if recipe is not None else Recipe()
-    if epochs is not None:
-        settings = Recipe.from_dict({**vars(settings), "epochs": epochs})
-    directory = out / (name or _name_run(model, plug, data))
-    with _ProgressDisplay() as display:
-        result = run_comparison(
-            model,
-            plug,
-            data=data,
-            seeds=seeds,
-            recipe=settings,
-            out=directory,
-            image_size=image_size,
-            margin=margin,
-            device=device,
-            workers=workers,
-            on_event=display.show,
-        )
-    print_result(result)
-    console.print(f"report: {write_report(directory)}", soft_wrap=True, highlight=False)
+        preview(comparison, settings, directory)
+        return
+    _run(comparison, settings, directory, lang)
 
 
 def report(
     run: Annotated[Path, typer.Argument(help="directory of a run, such as runs/demo")],
+    lang: Annotated[str, typer.Option(help="en or zh")] = "en",
 ) -> None:
-    """Write a run's report.html again and print its table."""
+    """Write a run's report again, and print its table."""
     from torchplug.comparison import load_run
     from torchplug.reporting import write_report
 
-    path = write_report(run)
+    path = write_report(run, lang)
     print_result(load_run(run).result)
-    console.print(f"report: {path}", soft_wrap=True, highlight=False)
+    print_line(f"report: {path}")
 
 
-def _name_run(model: str, plugs: list[str], data: str) -> str:
-    parts = [model.rpartition(":")[2], *plugs, Path(data.rpartition(":")[2]).name]
-    text = "-".join(parts)
+_FLAGS = ("model", "plug", "data", "task", "metric", "goal", "seeds", "base", "recipe", "epochs",
+          "image_size", "margin", "controls", "futility", "budget", "command", "metric_file",
+          "device", "devices")  # fmt: skip
+_SETTINGS = ("engine", "address", "workers")
+_SAME = ("task", "metric", "goal", "margin", "futility", "command", "metric_file", "device",
+         "devices")  # fmt: skip
+
+
+def _given(options: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: options[name] for name in names if options[name] not in (None, [])}
+
+
+def _check_alone(options: Mapping[str, Any]) -> None:
+    others = [*_given(options, ("study", *_FLAGS, *_SETTINGS)), *["dry_run"] * options["dry_run"]]
+    if others:
+        got = ", ".join(f"--{name.replace('_', '-')}" for name in others)
+        fix = "name the run alone: torchplug compare --watch runs/demo"
+        raise UsageError(explain("--watch only looks", got, fix))
+
+
+def _read(options: Mapping[str, Any]) -> "tuple[Comparison, EngineSettings]":
+    """Make a comparison of a study file or of the options."""
+    # the statistics and figures take seconds to import, which `torchplug list` need not wait for
+    from torchplug.comparison.studyfile import load_content, read_study
+
+    given = _given(options, _FLAGS)
+    if options["study"] is None:
+        return read_study(_to_content(given) | _given(options, _SETTINGS))
+    if given:
+        got = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        fix = "write it into the study file"
+        raise UsageError(explain("a study file says what is compared", got, fix))
+    return read_study(load_content(options["study"]) | _given(options, _SETTINGS))
+
+
+def _to_content(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Write options as a study file would."""
+    from torchplug.comparison.studyfile import load_content
+
+    content: dict[str, Any] = {name: given[name] for name in _SAME if name in given}
+    content["variants"] = given.get("plug", [])
+    if "model" in given:
+        content["model"] = {"name": given["model"], **_rename(given, base="base")}
+    if "data" in given or "image_size" in given:
+        content["data"] = {"name": "digits", **_rename(given, data="name", image_size="image_size")}
+    if "recipe" in given or "epochs" in given:
+        recipe = load_content(given["recipe"]) if "recipe" in given else {}
+        content["recipe"] = recipe | _rename(given, epochs="epochs")
+    if "seeds" in given:
+        content["seeds"] = _read_seeds(given["seeds"])
+    if "controls" in given:
+        content["controls"] = [word.strip() for word in given["controls"].split(",")]
+    if "budget" in given:
+        content["budget"] = {"hours": given["budget"]}
+    return content
+
+
+def _rename(given: Mapping[str, Any], **names: str) -> dict[str, Any]:
+    return {new: given[old] for old, new in names.items() if old in given}
+
+
+def _read_seeds(text: str) -> int | list[int]:
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError as error:
+        fix = "write 5, or 3,5,8"
+        raise UsageError(explain("seeds are a number or a list", repr(text), fix)) from error
+    return numbers if "," in text else numbers[0]
+
+
+def _name_run(study: Path | None, comparison: "Comparison") -> str:
+    if study is not None:
+        return study.stem
+    plugs = [variant.name for variant in comparison.variants]
+    ends = (comparison.model.rpartition(":")[2], Path(comparison.data.rpartition(":")[2]).name)
+    text = "-".join([ends[0], *plugs, ends[1]])
     return "".join(letter if letter.isalnum() or letter in "-_.@=" else "_" for letter in text)
 
 
-class _ProgressDisplay:
-    """A bar over the epochs of all trials, with the trial that runs and the time left."""
+def _run(comparison: "Comparison", settings: "EngineSettings", directory: Path, lang: str) -> None:
+    from torchplug.comparison.run import run_comparison
+    from torchplug.reporting import write_report
+    from torchplug.reporting.language import load_wording
 
-    def __init__(self) -> None:
-        self._progress = Progress(
-            TextColumn("[bold]{task.fields[done]}[/bold]/{task.fields[trials]} trials"),
-            BarColumn(bar_width=30),
-            TextColumn("{task.fields[running]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=console,
-        )
-        self._task: TaskID | None = None
-        self._epochs = 1
-
-    def __enter__(self) -> "_ProgressDisplay":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def show(self, event: "Event") -> None:
-        """Follow one event of the comparison."""
-        if event.kind == "begin":
-            self._begin(event)
-        elif self._task is None:
-            return
-        elif event.kind == "redo":
-            self._progress.console.print(f"{event.trial}: its record is not usable, run again")
-        elif event.kind in {"start", "epoch", "end"}:
-            done = event.done * self._epochs + (event.epoch if event.kind == "epoch" else 0)
-            self._progress.update(self._task, completed=done, done=event.done, running=event.trial)
-        if event.kind == "end" and event.status != "finished":
-            self._progress.console.print(f"{event.trial}: {event.status}")
-
-    def _begin(self, event: "Event") -> None:
-        if event.done:
-            console.print(f"{event.done} of {event.total} trials are there from an earlier run")
-        self._epochs = max(event.epochs, 1)
-        self._task = self._progress.add_task(
-            "",
-            total=event.total * self._epochs,
-            completed=event.done * self._epochs,
-            done=event.done,
-            trials=event.total,
-            running="",
-        )
-        self._progress.start()
-
-
-def print_result(result: "ComparisonResult") -> None:
-    """Print the table, the verdicts, and what the sample can show."""
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in ("variant", "plugged", "params", "MFLOPs", "accuracy %", "difference", "p"):
-        numeric = column in {"params", "MFLOPs", "p"}
-        table.add_column(column, justify="right" if numeric else "left")
-    for row in result.rows:
-        d = row.difference
-        table.add_row(
-            row.variant,
-            row.places,
-            f"{row.parameters:,}",
-            f"{row.flops / 1e6:.2f}",
-            f"{row.mean:.2f} [{row.interval.low:.2f}, {row.interval.high:.2f}]",
-            f"{d.mean:+.2f} [{d.interval.low:+.2f}, {d.interval.high:+.2f}]" if d else "-",
-            f"{d.p_corrected:.2g}" if d else "-",
-        )
-    console.print()
-    console.print(table)
-    console.print(
-        "[dim]accuracy and difference in points with 95 % intervals, over "
-        f"{len(result.seeds)} paired seeds; p corrected by Holm[/dim]\n"
-    )
-    for row in result.rows:
-        if row.verdict is not None:
-            console.print(f"[bold]{row.variant}[/bold]  {row.verdict.sentence}", highlight=False)
-    for seed, reason in result.dropped.items():
-        console.print(f"seed {seed} was left out for all variants: {reason}", highlight=False)
-    console.print(f"\n{result.note}\n", highlight=False)
+    load_wording(lang)
+    with ProgressDisplay() as display:
+        result = run_comparison(comparison, directory, settings.place, on_event=display.show)
+    print_result(result)
+    print_line(f"report: {write_report(directory, lang)}")

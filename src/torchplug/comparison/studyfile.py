@@ -63,8 +63,9 @@ class EngineSettings:
     engine_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """What one trial asks of a cluster, such as ``num_gpus = 0.5`` or ``slurm_partition``."""
 
-    def place(self, comparison: Comparison) -> Place:
-        """Return where the trials of a comparison run.
+    @property
+    def place(self) -> Place:
+        """Where the trials of a comparison run.
 
         Raises:
             UsageError: if the settings contradict each other.
@@ -75,8 +76,6 @@ class EngineSettings:
             workers=self.workers,
             address=self.address or None,
             options=dict(self.engine_options),
-            device=comparison.device,
-            devices=comparison.devices,
         )
 
 
@@ -111,12 +110,20 @@ def load_study(path: str | Path) -> tuple[Comparison, EngineSettings]:
     >>> [variant.name for variant in comparison.variants], comparison.seeds
     (['se', 'cbam@stage'], (0, 1, 2))
     """
+    return read_study(load_content(path))
+
+
+def load_content(path: str | Path) -> dict[str, Any]:
+    """Read a TOML file.
+
+    Raises:
+        UsageError: if it cannot be read, or is no TOML.
+    """
     try:
-        content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         fix = "write lines such as: seeds = 5"
         raise UsageError(explain(f"{path} must be a TOML file", str(error), fix)) from error
-    return read_study(content)
 
 
 def read_study(content: Mapping[str, Any]) -> tuple[Comparison, EngineSettings]:

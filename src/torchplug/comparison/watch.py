@@ -60,7 +60,7 @@ class RunState:
     @property
     def done(self) -> int:
         """Trials with a record."""
-        ended = ("finished", "diverged", "failed")
+        ended: tuple[Status, ...] = ("finished", "diverged", "failed")
         return sum(counts.get(each, 0) for counts in self.arms.values() for each in ended)
 
 
