@@ -132,8 +132,7 @@ def read_outputs(output: Any) -> Outputs:
 
 
 def add_auxiliary(losses: Sequence[Tensor]) -> Tensor:
-    """Return the first loss plus 0.4 times each other (Szegedy et al., arXiv 1409.4842, use 0.3;
-    PSPNet, arXiv 1612.01105, 0.4)."""
+    """Return the first loss plus 0.4 times each other, as PSPNet (arXiv 1612.01105) does."""
     total = losses[0]
     for loss in losses[1:]:
         total = total + _AUXILIARY_WEIGHT * loss

@@ -19,8 +19,8 @@ class Detection(Task):
 
     A model is called as torchvision's are: in training with a list of images in [0, 1] and a list
     of targets, and returns its losses by name; in evaluation with images alone, and returns for
-    each ``boxes``, ``labels`` and ``scores``. Label 0 is the background, so a model is made with one
-    class more than the data has. It normalizes images itself.
+    each ``boxes``, ``labels`` and ``scores``. Label 0 is the background, so a model is made with
+    one class more than the data has. It normalizes images itself.
 
     ``map`` is the average precision over overlaps from 0.5 to 0.95, averaged over the classes that
     occur; ``map50`` that at an overlap of 0.5.

@@ -55,7 +55,7 @@ def augment_batch(
     rows = moves[:, :1] + torch.arange(height, device=draws.device)
     columns = moves[:, 1:] + torch.arange(width, device=draws.device)
     if "flip" in kind:
-        columns = torch.where(draws[:, 2:] < 0.5, columns.flip(1), columns)  # noqa: PLR2004
+        columns = torch.where(draws[:, 2:] < 0.5, columns.flip(1), columns)
     pad = (reach, reach, reach, reach)
     moved = _gather(nn.functional.pad(images, pad), rows, columns)
     if masks is None:
@@ -88,7 +88,7 @@ def make_transform(
     reach = max(size) // _REACH
     make: dict[str, Callable[[], Any]] = {
         "shift": lambda: transforms.RandomCrop(tuple(size), padding=reach, fill=list(fill)),
-        "flip": lambda: transforms.RandomHorizontalFlip(),
+        "flip": transforms.RandomHorizontalFlip,
         "scale": lambda: transforms.RandomResizedCrop(
             tuple(size), scale=_SCALES, ratio=_RATIOS, antialias=True
         ),

@@ -30,7 +30,7 @@ class Streams(Callback):
     def __init__(self, stream: int, generators: tuple[torch.Generator, ...] = ()) -> None:
         self.stream, self.generators = stream, generators
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_epoch_start(self, trainer: Trainer, _module: LightningModule) -> None:
         """Seed for training."""
         seed_generators("training", self.stream, trainer.current_epoch + 1, trainer.global_rank)
         seed_loaders(self.generators, self.stream, trainer.current_epoch)
@@ -76,22 +76,17 @@ class Curve(Callback):
         self.curve, self.seconds = list(state_dict["curve"]), list(state_dict["seconds"])
         self.resumed = [*state_dict["resumed"], len(self.curve)]
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, _module: LightningModule) -> None:
         """Write the rows of earlier epochs again: Lightning begins a new file."""
         for row, seconds in zip(self.curve, self.seconds, strict=True):
             _log(trainer, row, seconds)
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_epoch_start(self, _trainer: Trainer, _module: LightningModule) -> None:
         """Begin an epoch."""
         self._total, self._steps, self._began = 0.0, 0, time.monotonic()
 
     def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+        self, trainer: Trainer, _module: LightningModule, outputs: Any, *_: Any
     ) -> None:
         """Add a loss; one that is no number ends the training at once."""
         loss = outputs["loss"] if isinstance(outputs, dict) else outputs
@@ -164,14 +159,7 @@ class Averaged(Callback):
         """Go on from a checkpoint."""
         self.step, self.average = state_dict["step"], dict(state_dict["average"])
 
-    def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
+    def on_train_batch_end(self, _trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Move the average towards the weights."""
         weights = _floats(pl_module)
         if not self.average:
@@ -182,19 +170,19 @@ class Averaged(Callback):
             average = self.average[name] = self.average[name].to(value.device)
             average.lerp_(value, 1 - decay)
 
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_start(self, _trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the average in the place of the weights."""
         self._exchange(pl_module)
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_end(self, _trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the weights back."""
         self._restore(pl_module)
 
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_test_start(self, _trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the average in the place of the weights."""
         self._exchange(pl_module)
 
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_test_end(self, _trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the weights back."""
         self._restore(pl_module)
 

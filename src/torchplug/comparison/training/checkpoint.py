@@ -29,14 +29,14 @@ class EpochCheckpoint(Checkpoint):
         self.path, self.mark, self.on_epoch = folder / NAME, mark, on_epoch
 
     def on_save_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+        self, trainer: Trainer, _module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Say whose it is, and leave out what could hold any object."""
         for name in _NOT_NEEDED:
             checkpoint.pop(name, None)
         checkpoint[_MARK] = {"mark": self.mark, "epochs": trainer.current_epoch + 1}
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, _module: LightningModule) -> None:
         """Write, then rename: there is always a whole file."""
         partial = self.path.with_name(f"{NAME}.{os.getpid()}.tmp")
         trainer.save_checkpoint(partial)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric.plugins.environments import LightningEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, Strategy
@@ -89,7 +89,7 @@ def train(
     callbacks.append(EpochCheckpoint(place.folder, mark, on_epoch))
     with quiet(), interruptible():
         trainer = _make_trainer(study, place, callbacks)
-        module = model if own else _wrap(study, model, feed)
+        module = model if isinstance(model, LightningModule) else _wrap(study, model, feed)
         try:
             score = _run(trainer, module, feed, checkpoint)
         except DivergedError:

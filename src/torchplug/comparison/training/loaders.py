@@ -1,5 +1,6 @@
 """Loaders whose order of items depends on (stream, epoch) only, so that a resume repeats it."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -78,7 +79,7 @@ class InOrder(Sampler[Key]):
         self.indices, self.size = range(rank, count, world), size
 
     def __len__(self) -> int:
-        return -(-len(self.indices) // self.size)
+        return math.ceil(len(self.indices) / self.size)
 
     def __iter__(self) -> Iterator[Key]:
         for start in range(0, len(self.indices), self.size):
@@ -119,7 +120,7 @@ def make_preparation(task: Task, recipe: Recipe, data: Any, model: nn.Module) ->
         mean=mean,
         deviation=deviation,
         transform=make_transform(recipe.augment, task.name, data.shape[2:], fill),
-        widen=input_channels(model) == 3 and data.channels == 1,  # noqa: PLR2004
+        widen=input_channels(model) == 3 and data.channels == 1,
     )
 
 

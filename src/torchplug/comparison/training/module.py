@@ -62,9 +62,8 @@ class TaskModule(LightningModule):
     def _evaluate(self, batch: Any, number: int) -> None:
         images, targets = batch[:2]
         # a user's own loader does not name its items: they are counted
-        indices = (
-            batch[2] if len(batch) > 2 else [number * len(images) + i for i in range(len(images))]
-        )  # noqa: PLR2004, E501
+        first = number * len(images)
+        indices = batch[2] if len(batch) > 2 else range(first, first + len(images))
         if self.meter is None:  # pragma: no cover - Lightning begins an evaluation first
             self._begin()
         predictions = self.task.predict(self.model, images, targets)

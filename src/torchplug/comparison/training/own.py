@@ -53,7 +53,7 @@ def wrap_datamodule(module: Any, task: str = "classification") -> ModuleData:
     images = first[0] if isinstance(first, list | tuple) else first
     if isinstance(images, list | tuple):
         images = torch.stack(list(images[:1]))
-    if not isinstance(images, Tensor) or images.ndim != 4:  # noqa: PLR2004
+    if not isinstance(images, Tensor) or images.ndim != 4:
         text = explain(
             "a batch of a LightningDataModule begins with images (N, C, H, W)",
             f"a {type(images).__name__}",
@@ -67,7 +67,7 @@ def wrap_datamodule(module: Any, task: str = "classification") -> ModuleData:
         task=task,
         classes=tuple(map(str, names)),
         digest=_hash(module),
-        shape=(1, *images.shape[1:]),  # type: ignore[arg-type]
+        shape=(1, *images.shape[1:]),
     )
 
 

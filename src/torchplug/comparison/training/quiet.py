@@ -1,4 +1,4 @@
-"""Let Lightning train without a word: no banners, no hints, no warnings that are not for the user."""
+"""Let Lightning train without a word: no banners, no hints, no warnings of its own."""
 
 import contextlib
 import logging

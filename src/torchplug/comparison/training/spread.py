@@ -51,12 +51,13 @@ def perform_spread(
 
 def _listen(pipes: list[Any], on_epoch: OnEpoch | None) -> tuple[dict[str, Any], dict[str, Any]]:
     found: Any = None
-    opened = list(pipes)
+    opened: list[Any] = list(pipes)
     while opened:
-        for pipe in wait(opened):
+        ready: list[Any] = wait(opened)
+        for pipe in ready:
             rank = pipes.index(pipe)
             try:
-                kind, content = pipe.recv()  # type: ignore[union-attr]
+                kind, content = pipe.recv()
             except EOFError:
                 raise TorchplugError(_explain_dead(rank, "its process died")) from None
             if kind == "epoch" and on_epoch is not None:
