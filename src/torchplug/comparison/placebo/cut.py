@@ -57,16 +57,31 @@ def cut_plugs(model: nn.Module) -> dict[str, str]:
     >>> cut_plugs(model)
     {'SqueezeExcite': 'its gate is computed from ones, not from the image'}
     """
-    found = [
-        (module, *_find_rule(module, is_attached=is_attached))
-        for _, _, plug in find_plugs(model)
-        for module, is_attached in _find_modules(plug)
-    ]
-    told = {}
-    for module, told_of, cut in found:
-        told[type(module).__name__] = told_of
-        cut(module)
-        module.train(module.training)
+    found = [each for _, _, plug in find_plugs(model) for each in _find_modules(plug)]
+    for module, is_attached in found:
+        _find_rule(module, is_attached=is_attached)
+    names = [type(module).__name__ for module, _ in found]
+    told = [cut_module(module, is_attached=is_attached) for module, is_attached in found]
+    return dict(zip(names, told, strict=True))
+
+
+def cut_module(module: nn.Module, *, is_attached: bool = True) -> str:
+    """Cut the information path of one module, in place, and say what was cut.
+
+    Args:
+        module: of the catalogue, or one's own.
+        is_attached: whether it refines a map behind a module of the host, and keeps its shape.
+
+    Raises:
+        PlugError: if it has no honest placebo.
+
+    >>> from torchplug.modules import SqueezeExcite
+    >>> cut_module(SqueezeExcite(16))
+    'its gate is computed from ones, not from the image'
+    """
+    told, cut = _find_rule(module, is_attached=is_attached)
+    cut(module)
+    module.train(module.training)
     return told
 
 

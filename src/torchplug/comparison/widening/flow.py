@@ -10,7 +10,7 @@ reason. So nothing is assumed about names, classes or libraries.
 import contextlib
 import copy
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,7 @@ _MEETING = {"add", "add_", "sub", "sub_", "mul", "mul_", "div", "div_", "maximum
 _MEETING |= {"__add__", "__iadd__", "__radd__", "__mul__", "__imul__", "__rmul__", "__truediv__"}
 _SUMS = {"add", "add_", "sub", "sub_", "__add__", "__iadd__", "__radd__"}
 _POOLS = {"mean", "sum", "amax", "amin"}
+_GLOBAL = {*_POOLS, "adaptive_avg_pool2d", "adaptive_max_pool2d"}
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ class _Flow(TorchFunctionMode):
         self.groups: list[Group] = []
         self._known: dict[int, _Channels] = {}
         self._weights: dict[tuple[int, int], Group] = {}  # by tensor and dimension
+        self._pooled: set[int] = set()
         self._alive: list[Any] = []  # a freed tensor's id would be reused
 
     def __torch_function__(
@@ -94,7 +96,6 @@ class _Flow(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", str(func))
-        before = [self._known.get(id(tensor)) for tensor in tensors_in((args, kwargs))]
         result = func(*args, **kwargs)
         made = tensors_in(result)
         if name == "__setitem__":
@@ -104,17 +105,25 @@ class _Flow(TorchFunctionMode):
             follow = _RULES.get(name, _stop)
             call = _Call(self, name, args, kwargs, result)
             follow(call)
-            if any(channels is not None for channels in before):
-                self._measure(made)
+            self._note_maps(name, tensors_in((args, kwargs)), made)
         return result
 
-    def _measure(self, made: Iterable[Tensor]) -> None:
+    def _note_maps(self, name: str, given: Sequence[Tensor], made: Sequence[Tensor]) -> None:
+        """Tell vectors that a global pool made, and what comes of them, from maps.
+
+        By where they come from: late maps of small images may have one position too.
+        """
+        inputs = [tensor for tensor in given if id(tensor) not in self.owners]
+        were_pooled = bool(inputs) and all(id(tensor) in self._pooled for tensor in inputs)
         for tensor in made:
+            is_small = tensor.ndim <= 2 or tensor[0, 0].numel() == 1
+            if tensor.ndim <= 2 or were_pooled or (name in _GLOBAL and is_small):
+                self._pooled.add(id(tensor))
+                continue
+            self._pooled.discard(id(tensor))
             channels = self._known.get(id(tensor))
             if channels is not None:
-                group = channels.group.root
-                positions = tensor[0].numel() // max(group.width, 1) if tensor.ndim > 2 else 1
-                group.positions = max(group.positions, positions)
+                channels.group.root.has_maps = True
 
     def channels_of(self, tensor: Any) -> _Channels | None:
         """Return where a tensor has its channels, if it is followed."""

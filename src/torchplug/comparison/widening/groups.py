@@ -40,8 +40,9 @@ class Group:
     step: int = 1
     """By how many channels it can grow: a grouped convolution grows by whole groups."""
 
-    positions: int = 1
-    """Of its largest map; 1 where it holds pooled vectors only."""
+    has_maps: bool = False
+    """Whether it has maps, and not only vectors that come from a global pool: the hidden layer of a
+    gate or of a classifier."""
 
     obstacle: str = ""
     """Why it cannot grow, if it cannot."""
@@ -82,11 +83,6 @@ class Group:
         both = any(self.with_role("makes")) and any(self.with_role("reads"))
         return both and not self.obstacle
 
-    @property
-    def is_pooled(self) -> bool:
-        """Whether it holds vectors only, such as the hidden layer of a gate or a classifier."""
-        return self.positions == 1
-
 
 def join(one: Group, other: Group) -> Group:
     """Merge two groups into one."""
@@ -100,7 +96,7 @@ def join(one: Group, other: Group) -> Group:
         return first
     first.slots |= second.slots
     first.step = math.lcm(first.step, second.step)
-    first.positions = max(first.positions, second.positions)
+    first.has_maps = first.has_maps or second.has_maps
     first.joined = first.joined or second.joined
     first.stop(second.obstacle)
     second._into = first

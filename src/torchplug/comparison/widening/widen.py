@@ -208,8 +208,8 @@ def list_growing(groups: Iterable[Group]) -> list[Group]:
     """
     growing = [group for group in groups if group.can_grow]
     kinds = (
-        [g for g in growing if not g.is_pooled and not g.joined],
-        [g for g in growing if not g.is_pooled],
+        [g for g in growing if g.has_maps and not g.joined],
+        [g for g in growing if g.has_maps],
         growing,
     )
     return next((kind for kind in kinds if kind), [])
