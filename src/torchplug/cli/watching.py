@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _LOOK_SECONDS = 1.0
 _MOST_LINES = 8
+_BAR_WIDTH = 60
 _STATES = ("finished", "diverged", "failed", "running", "waiting")
 
 
@@ -45,7 +46,9 @@ def follow(look: "Callable[[], RunState]", state: "RunState") -> None:
 def draw(state: "RunState") -> RenderableType:
     """Return the picture of one moment."""
     parts: list[RenderableType] = [_head(state)]
-    parts.append(ProgressBar(total=max(state.total, 1), completed=state.done, width=60))
+    bar = Table.grid()  # by itself a bar does not end its line
+    bar.add_row(ProgressBar(total=max(state.total, 1), completed=state.done, width=_BAR_WIDTH))
+    parts.append(bar)
     parts.append(_table(state))
     for trial in state.running[:_MOST_LINES]:
         of = f"epoch {trial.epoch}/{trial.epochs}" if trial.epochs else "running"

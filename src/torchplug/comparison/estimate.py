@@ -64,16 +64,18 @@ def measure(study: Study, arms: Sequence[Variant]) -> Estimate:
     if not isinstance(data, TaskData):
         return Estimate({}, "not known for data of this kind")
     small, scale = _cut(study)
-    seconds = {}
+    starts, training = [], {}
     for arm in arms:
         with tempfile.TemporaryDirectory() as folder:
             began = time.monotonic()
             outcome = run_trial(small, arm, small.comparison.seeds[0], Path(folder))
             whole = time.monotonic() - began
         epochs = outcome.timing["epoch_seconds"]
-        start = max(whole - sum(epochs), 0.0)
+        starts.append(max(whole - sum(epochs), 0.0))
         last = epochs[-1] if epochs else whole
-        seconds[arm.name] = start + last * scale * study.comparison.recipe.epochs
+        training[arm.name] = last * scale * study.comparison.recipe.epochs
+    start = min(starts, default=0.0)  # the first one imports what trains
+    seconds = {name: start + each for name, each in training.items()}
     return Estimate(seconds, f"{STEPS} steps of each arm")
 
 
