@@ -20,10 +20,6 @@ futility = true
 seeds = [3, 5, 8]
 device = "cpu"
 devices = 2
-engine = "ray"
-workers = 4
-address = "10.0.0.1:6379"
-engine_options = { num_gpus = 0.5 }
 
 [model]
 name = "smp:Unet"
@@ -41,6 +37,12 @@ learning_rate = 1
 
 [budget]
 hours = 2
+
+[engine]
+name = "ray"
+workers = 4
+address = "10.0.0.1:6379"
+options = { num_gpus = 0.5 }
 
 [[variants]]
 module = "cbam"
@@ -91,7 +93,7 @@ def test_every_key_arrives_in_the_specification(tmp_path: Path) -> None:
         devices=2,
     )
     assert settings == EngineSettings(
-        engine="ray", workers=4, address="10.0.0.1:6379", engine_options={"num_gpus": 0.5}
+        name="ray", workers=4, address="10.0.0.1:6379", options={"num_gpus": 0.5}
     )
 
 
@@ -161,7 +163,7 @@ def test_a_list_that_the_module_takes_is_one_value(tmp_path: Path) -> None:
         ("futility = 1", "futility is true or false: got 1"),
         ("seeds = 'five'", "seeds is a whole number or a list"),
         ("seeds = 1", "at least 2 seeds"),
-        ("workers = 'two'", "workers is a whole number"),
+        ("engine = {workers = 'two'}", "engine.workers is a whole number"),
         ("engine = 'rya'", "did you mean 'ray'?"),
         ("metric_file = '{out}/m.json:x'", "metric_file belongs to a command"),
         ("variants = 'se'", "variants is a list"),

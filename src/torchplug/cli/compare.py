@@ -160,12 +160,20 @@ def _read(options: Mapping[str, Any]) -> "tuple[Comparison, EngineSettings]":
 
     given = _given(options, _FLAGS)
     if options["study"] is None:
-        return read_study(_to_content(given) | _given(options, _SETTINGS))
+        return read_study(_set_engine(_to_content(given), options))
     if given:
         got = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         fix = "write it into the study file"
         raise UsageError(explain("a study file says what is compared", got, fix))
-    return read_study(load_content(options["study"]) | _given(options, _SETTINGS))
+    return read_study(_set_engine(load_content(options["study"]), options))
+
+
+def _set_engine(content: dict[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Let options say where it runs, whatever the study file says."""
+    given = _rename(_given(options, _SETTINGS), engine="name", address="address", workers="workers")
+    table = content.get("engine", {})
+    table = {"name": table} if isinstance(table, str) else table
+    return content | {"engine": {**table, **given}} if given else content
 
 
 def _to_content(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The commands that plug a model and check a file of plugs."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -67,9 +68,10 @@ def plug(
     requests = [Request.parse(text) for text in plug]
     numbers = None if stages is None else read_numbers(stages, "stages", "2,3")
     example = read_shape(shape)
+    _check_targets(save_as, draw)
     host = _build(model, weights)
-    for request in requests:
-        report = plug_model(
+    reports = [
+        plug_model(
             host,
             request.module,
             request.at or at,
@@ -80,6 +82,9 @@ def plug(
             seed=seed,
             **request.options,
         )
+        for request in requests
+    ]
+    for report in reports:
         console.print(str(report), highlight=False, markup=False, soft_wrap=True)
     if save_as is not None:
         path = save(host, save_as)
@@ -87,6 +92,26 @@ def plug(
     if draw is not None:
         draw_model(host, path=draw)
         console.print(f"drew {draw}", highlight=False)
+
+
+def _check_targets(save_as: Path | None, draw: Path | None) -> None:
+    """Refuse what could not be written in the end, before a model is built and plugged."""
+    if save_as is not None:
+        _import_safetensors("--save")
+    for path in (path for path in (save_as, draw) if path is not None):
+        fix = "name a file in a folder that exists and can be written"
+        if path.is_dir() or not path.parent.is_dir():
+            got = "a folder" if path.is_dir() else f"no folder {path.parent}"
+            raise UsageError(explain(f"{path} must be writable", got, fix))
+        if not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise UsageError(explain(f"{path} must be writable", "a refusal", fix))
+    if save_as is not None and draw is not None and save_as.resolve() == draw.resolve():
+        fix = "name two files"
+        raise UsageError(explain("--save and --draw write a file each", str(draw), fix))
+
+
+def _import_safetensors(purpose: str) -> Any:
+    return import_extra("safetensors.torch", extra="files", purpose=purpose)
 
 
 def check(
@@ -100,6 +125,7 @@ def check(
     Ends with status 1 if the file is damaged, fits another model, or does not run.
     """
     example = read_shape(shape)
+    _import_safetensors("a file of plugs")
     host = _build(model, weights)
     try:
         report = load(host, file, example=example)
@@ -122,9 +148,9 @@ def _list_plugs(plan: Plan) -> Table:
 
 
 def _build(name: str, weights: Path | None) -> nn.Module:
+    state = None if weights is None else _read_weights(weights)
     model = build_model(name)
-    if weights is not None:
-        state = _read_weights(weights)
+    if state is not None:
         try:
             model.load_state_dict(state, strict=True)
         except (RuntimeError, AttributeError, TypeError) as error:
@@ -137,10 +163,7 @@ def _build(name: str, weights: Path | None) -> nn.Module:
 def _read_weights(path: Path) -> Any:
     try:
         if path.suffix == ".safetensors":
-            package = "safetensors.torch"
-            return import_extra(package, extra="files", purpose="a .safetensors file").load_file(
-                path
-            )
+            return _import_safetensors("a .safetensors file").load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except TorchplugError:
         raise

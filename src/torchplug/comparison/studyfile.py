@@ -53,14 +53,14 @@ OWN_SCRIPT = "command"
 class EngineSettings:
     """Where and how many trials run at once: no number of a record depends on it."""
 
-    engine: EngineName = "auto"
+    name: EngineName = "auto"
     """``auto`` is Ray if there is an address, the pool for several workers, else inline."""
 
     workers: int | None = None
     address: str | None = None
     """Of a Ray cluster that is there, or ``local`` for Slurm's jobs on this machine."""
 
-    engine_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """What one trial asks of a cluster, such as ``num_gpus = 0.5`` or ``slurm_partition``."""
 
     @property
@@ -72,18 +72,17 @@ class EngineSettings:
             MissingExtra: if the engine's package is not installed.
         """
         return Place(
-            engine=self.engine,
+            engine=self.name,
             workers=self.workers,
             address=self.address or None,
-            options=dict(self.engine_options),
+            options=dict(self.options),
         )
 
 
 _SIMPLE = ("task", "metric", "goal", "margin", "controls", "futility", "device", "devices")
 _COMMAND = ("command", "metric_file")
-_ENGINE = tuple(field.name for field in dataclasses.fields(EngineSettings))
-_TABLES = ("model", "data", "recipe", "variants", "budget", "seeds")
-KEYS = (*_TABLES, *_SIMPLE, *_COMMAND, *_ENGINE)
+_TABLES = ("model", "data", "recipe", "variants", "budget", "seeds", "engine")
+KEYS = (*_TABLES, *_SIMPLE, *_COMMAND)
 _VARIANT = ("name", "plugs", "module", "at", "options", "start", "stages", "every")
 _PLUG = _VARIANT[2:]
 
@@ -130,7 +129,7 @@ def read_study(content: Mapping[str, Any]) -> tuple[Comparison, EngineSettings]:
     """Make a comparison of the content of a study file: see :func:`load_study`."""
     check_keys(content, KEYS)
     simple = _pick(content, Comparison, (*_SIMPLE, *_COMMAND))
-    settings = EngineSettings(**_pick(content, EngineSettings, _ENGINE))
+    settings = _read_engine(content.get("engine", {}))
     command = "command" in simple
     if "metric_file" in simple and not command:
         fix = "name the program with command, or leave metric_file out"
@@ -153,6 +152,11 @@ def _pick(content: Mapping[str, Any], kind: Any, names: Sequence[str]) -> dict[s
     return {
         name: check_value(content[name], hints[name], name) for name in names if name in content
     }
+
+
+def _read_engine(content: Any) -> EngineSettings:
+    table = _as_table(content, "engine")
+    return EngineSettings(**check_fields(table, EngineSettings, "engine"))
 
 
 def read_metric(simple: Mapping[str, Any]) -> dict[str, Any]:
