@@ -118,13 +118,15 @@ def _take_groups(samples: Sequence[Sample], share: float, purpose: str) -> set[i
     rows = np.array([[label in _labels(sample) for label in labels] for sample in samples])
     counts = np.concatenate([np.ones((len(samples), 1)), rows], axis=1).astype(float)
     goal = counts.sum(0) * share
+    weights = 1 / np.maximum(goal, 1)
     held, taken = np.zeros_like(goal), set[int]()
-    for key in sorted(groups, key=lambda key: (-len(groups[key]), _rank(key, purpose))):
+    order = sorted(groups, key=lambda key: (-len(groups[key]), _rank(key, purpose)))
+    for key in order:
         added = counts[groups[key]].sum(0)
-        weights = 1 / np.maximum(goal, 1)
-        before = (np.abs(goal - held) * weights).sum()
-        after = (np.abs(goal - held - added) * weights).sum()
-        if after < before and len(taken) + len(groups[key]) < len(samples):
+        gained = (np.abs(goal - held) - np.abs(goal - held - added)) * weights
+        fits = len(taken) + len(groups[key]) < len(samples)
+        # the smallest group is taken in any case, where all are larger than the share
+        if fits and (gained.sum() > 0 or (key == order[-1] and not taken)):
             held, taken = held + added, taken | set(groups[key])
     return taken
 

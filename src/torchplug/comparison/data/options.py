@@ -65,6 +65,14 @@ class DataOptions:
         return options
 
 
+def read_names(root: Path) -> tuple[str, ...]:
+    """Return the names of ``classes.txt``, one a line by class number; none without the file."""
+    file = root / "classes.txt"
+    if not file.is_file():
+        return ()
+    return tuple(file.read_text(encoding="utf-8").strip().splitlines())
+
+
 def read_groups(root: Path, keys: Sequence[str], options: DataOptions) -> list[str | None]:
     """Return the group of each image; ``keys`` are paths below ``root``."""
     if options.group_pattern:

@@ -15,7 +15,14 @@ IGNORED = 255
 """Value of a mask where no class is asked for."""
 
 _PADDING = 114  # the gray that detectors are used to
-_BROKEN = (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError)
+_BROKEN = (
+    OSError,
+    UnidentifiedImageError,
+    SyntaxError,
+    ValueError,
+    Image.DecompressionBombError,
+    ImportError,  # ultralytics makes Pillow look for a HEIF reader when it cannot open a file
+)
 
 
 def read_image(source: Source, channels: int) -> Image.Image:
@@ -77,7 +84,9 @@ def _check_values(values: NDArray[np.generic], classes: int, name: str) -> None:
         raise UsageError(text)
 
 
-def _explain_broken(source: Source, error: Exception) -> str:
+def _explain_broken(source: Source, error: BaseException) -> str:
+    if isinstance(error, ImportError) and error.__context__ is not None:
+        error = error.__context__
     return explain(
         "every image must be readable",
         f"{source.name} ({type(error).__name__}: {error})",

@@ -12,6 +12,7 @@ Shards are made to be streamed; here they are indexed once, and then read in any
 so that every epoch has the order that the seed asks for.
 """
 
+import dataclasses
 import itertools
 import json
 import re
@@ -21,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from torchplug.comparison.data.options import DataOptions
+from torchplug.comparison.data.options import DataOptions, read_names
 from torchplug.comparison.data.pixels import measure_image
 from torchplug.comparison.data.samples import WHOLE, Boxes, Listing, Sample, TarSource, part_of
 from torchplug.comparison.spec import TaskName
@@ -44,9 +45,8 @@ def list_shards(pattern: str, task: TaskName, options: DataOptions) -> Listing:
         raise UsageError(explain(rule, got, "rename it, such as train-0000.tar"))
     if len(parts) == 1:
         parts = {WHOLE: shards}
-    file = shards[0].parent / "classes.txt"
-    named = tuple(file.read_text(encoding="utf-8").splitlines()) if file.is_file() else ()
-    classes = options.classes or named
+    classes = options.classes or read_names(shards[0].parent)
+    options = dataclasses.replace(options, classes=classes)
     samples = {
         part: [
             _read_sample(shard, key, members, task, options)

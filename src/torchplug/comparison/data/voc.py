@@ -19,7 +19,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from torchplug.comparison.data.image_folder import list_images
-from torchplug.comparison.data.options import DataOptions, read_groups
+from torchplug.comparison.data.options import DataOptions, read_groups, read_names
 from torchplug.comparison.data.pixels import IGNORED, measure_image, read_mask
 from torchplug.comparison.data.samples import (
     WHOLE,
@@ -60,7 +60,7 @@ def list_voc(path: str, task: TaskName, options: DataOptions) -> Listing:
         part: [(each, _find_mask(each, images, masks)) for each in paths]
         for part, paths in files.items()
     }
-    classes = _name_classes(root, options) or _count_classes(root, rows)
+    classes = options.classes or read_names(root) or _count_classes(root, rows)
     parts = {}
     for part, pairs in rows.items():
         keys = [image.relative_to(root).as_posix() for image, _ in pairs]
@@ -121,13 +121,6 @@ def _find_mask(image: Path, images: Path, masks: dict[str, Path]) -> Path:
     return mask
 
 
-def _name_classes(root: Path, options: DataOptions) -> tuple[str, ...]:
-    if options.classes:
-        return options.classes
-    file = root / "classes.txt"
-    return tuple(file.read_text(encoding="utf-8").split("\n")[:-1]) if file.is_file() else ()
-
-
 def _count_classes(root: Path, rows: dict[str, list[tuple[Path, Path]]]) -> tuple[str, ...]:
     """Name the classes of unnamed masks by their numbers: all masks are read for it."""
     highest = 0
@@ -152,7 +145,7 @@ def _list_boxes(
         part: [(each, _read_xml(folder / f"{each.stem}.xml")) for each in paths]
         for part, paths in files.items()
     }
-    classes = _name_classes(root, options)
+    classes = options.classes or read_names(root)
     if not classes:
         names = {name for rows in trees.values() for _, tree in rows for name, _ in _objects(tree)}
         classes = VOC_CLASSES if names <= set(VOC_CLASSES) else tuple(sorted(names))

@@ -68,7 +68,9 @@ class WrappedItems(Dataset[Item]):
         return self._resize(image, crop_square), label
 
     def _fit_mask(self, image: Tensor, target: Any, index: int) -> Item:
-        mask = torch.as_tensor(np.array(target)).squeeze()
+        mask = (
+            target if isinstance(target, Tensor) else torch.from_numpy(np.array(target))
+        ).squeeze()
         if mask.shape != image.shape[1:]:
             got = f"{tuple(mask.shape)} for an image {tuple(image.shape[1:])} in item {index}"
             rule = "a mask must have the size of its image"
@@ -145,13 +147,11 @@ def wrap_datasets(
     (32, 8, 40)
     """
     names = tuple(map(str, range(classes) if isinstance(classes, int) else classes))
-    wrapped = {
-        part: WrappedItems(dataset, task, len(names), image_size)
-        for part, dataset in (("train", train), ("validation", validation), ("test", test))
-        if dataset is not None
-    }
-    for part, items in wrapped.items():
-        _check_kind(items.dataset, part)
+    wrapped = {}
+    for part, dataset in (("train", train), ("validation", validation), ("test", test)):
+        if dataset is not None:
+            _check_kind(dataset, part)
+            wrapped[part] = WrappedItems(dataset, task, len(names), image_size)
     total = sum(map(len, wrapped.values()))
     if test is None:
         wrapped["train"], wrapped["test"] = _divide(wrapped["train"], TEST_SHARE, name, "test")

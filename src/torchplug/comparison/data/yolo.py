@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchplug.comparison.data.image_folder import list_images
-from torchplug.comparison.data.options import DataOptions, read_groups
+from torchplug.comparison.data.options import DataOptions, read_groups, read_names
 from torchplug.comparison.data.pixels import measure_image
 from torchplug.comparison.data.samples import (
     WHOLE,
@@ -141,8 +141,7 @@ def _name_classes(root: Path, content: Mapping[str, Any]) -> tuple[str, ...]:
         return tuple(str(names[number]) for number in sorted(names))
     if isinstance(names, list):
         return tuple(map(str, names))
-    file = root / "classes.txt"
-    return tuple(file.read_text(encoding="utf-8").splitlines()) if file.is_file() else ()
+    return read_names(root)
 
 
 def _find_labels(image: Path) -> Path:
