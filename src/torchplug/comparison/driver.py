@@ -12,7 +12,7 @@ from torchplug.comparison.engines.work import Ended, Engine, Job
 from torchplug.comparison.lease import Leases
 from torchplug.comparison.outcome import Outcome
 from torchplug.comparison.progress import Teller
-from torchplug.comparison.spec import Comparison, Variant
+from torchplug.comparison.spec import BASELINE, Comparison, Variant
 from torchplug.comparison.stopping import Known, find_futile_stop
 from torchplug.comparison.store import (
     PROGRESS,
@@ -178,16 +178,20 @@ class Driver:
             self.leases.give_back(folder)
             self._tell_end(job)
             return False
-        self.store.sweep(folder)
-        specification = self.comparison.specify(job.variant, job.seed)
-        write_json(folder / TRIAL_SPECIFICATION, specification, sync=False)
+        try:
+            self.store.sweep(folder)
+            specification = self.comparison.specify(job.variant, job.seed)
+            write_json(folder / TRIAL_SPECIFICATION, specification, sync=False)
+        except BaseException:
+            self.leases.give_back(folder)
+            raise
         self.teller.tell("start", job.name)
         return True
 
     def _is_stopped(self, job: Job) -> bool:
-        if not self.comparison.futility or job.variant.control == "again":
-            return False
         name = job.variant.of or job.variant.name
+        if not self.comparison.futility or name == BASELINE:
+            return False
         if name not in self.stopped:
             seeds = find_futile_stop(self.comparison, name, self.known)
             if seeds is None:
@@ -203,10 +207,10 @@ class Driver:
         left = [*self._pending, *self._elsewhere]
         self._pending.clear()
         self._elsewhere = []
+        self.teller.total -= len(left)
         if left and not self.out_of_time:
             self.out_of_time = True
             self.teller.tell("stop", message=f"the budget is spent: {len(left)} trials not begun")
-        self.teller.total -= len(left)
 
     def _finish(self, ended: Ended) -> bool:
         """Write what came out of a trial; return whether it has ended."""

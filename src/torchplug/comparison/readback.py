@@ -140,9 +140,10 @@ def _find_last_seeds(
     comparison: Comparison, arm: Variant, known: Mapping[tuple[str, int], Known]
 ) -> tuple[int, ...]:
     """Return the seeds of an arm that count: what had begun beside the last one does not."""
-    if not comparison.futility or arm.control == "again" or arm.name == BASELINE:
+    name = arm.of or arm.name
+    if not comparison.futility or name == BASELINE:
         return comparison.seeds
-    return find_futile_stop(comparison, arm.of or arm.name, known) or comparison.seeds
+    return find_futile_stop(comparison, name, known) or comparison.seeds
 
 
 def _check_missing(
