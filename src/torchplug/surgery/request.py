@@ -79,6 +79,10 @@ def _check_own(request: Request, text: str) -> None:
         fix = f"write {request.module}@stage, or another role, path or glob"
         rule = "a module of your own has no paper that says where it goes"
         raise UsageError(explain(rule, repr(text), fix))
+    taken = [option for option in request.options if option in _WORDS_OF_PLUG]
+    if taken:
+        rule = f"options of a module of your own are none of {', '.join(_WORDS_OF_PLUG)}"
+        raise UsageError(explain(rule, ", ".join(taken), "rename it in your class"))
 
 
 def _read_options(text: str, whole: str) -> dict[str, Any]:
@@ -100,6 +104,12 @@ def _read_value(node: ast.expr) -> Any:
     # a bare word is a text, so that a shell needs no quotes
     return node.id if isinstance(node, ast.Name) else ast.literal_eval(node)
 
+
+_WORDS_OF_PLUG = (
+    *("model", "what", "at", "example", "start", "stages", "every", "within", "where", "seed"),
+    *("name", "mode"),
+)
+"""What :func:`torchplug.plug` takes itself, beside the options that it hands on."""
 
 FORMAT = 1
 

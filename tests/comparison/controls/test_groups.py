@@ -43,7 +43,9 @@ def test_groups_of_a_residual_network() -> None:
     }
     trunk = groups["layer3.conv2"]
     assert {"layer3.downsample.0.weight:0", "fc.weight:1"} <= members(trunk)
-    assert trunk.joined and trunk.can_grow and not groups["layer3.conv1"].joined
+    assert trunk.joined
+    assert trunk.can_grow
+    assert not groups["layer3.conv1"].joined
     assert groups["fc"].obstacle == "the model returns them"
     assert [group.width for group in groups.values() if group.name][:3] == [16, 16, 32]
 
@@ -59,8 +61,10 @@ def test_channels_pass_through_what_leaves_them_apart() -> None:
         nn.Conv2d(6, 6, 3, groups=3),
     )
     group = groups_of(Simple(between))["first"]
-    assert group.can_grow and group.step == 2  # a grouped convolution grows by whole groups
-    assert "between.0.running_var:0" in members(group) and "second.weight:1" in members(group)
+    assert group.can_grow
+    assert group.step == 2
+    assert "between.0.running_var:0" in members(group)
+    assert "second.weight:1" in members(group)
 
 
 def test_channels_are_followed_as_the_last_axis_and_as_a_vector() -> None:
@@ -120,7 +124,8 @@ def overwrite(x: Tensor) -> Tensor:
 )
 def test_what_takes_channels_together_stops_them(between: Any, reads: int, reason: str) -> None:
     group = groups_of(Simple(between, reads=reads))["first"]
-    assert not group.can_grow and reason in group.obstacle
+    assert not group.can_grow
+    assert reason in group.obstacle
 
 
 def test_one_gate_for_all_channels_does_not_grow_with_them() -> None:
@@ -133,7 +138,8 @@ def test_one_gate_for_all_channels_does_not_grow_with_them() -> None:
             return x * self.score(x).sigmoid()
 
     groups = groups_of(Simple(Gated()))
-    assert groups["first"].can_grow and "between.score.weight:1" in members(groups["first"])
+    assert groups["first"].can_grow
+    assert "between.score.weight:1" in members(groups["first"])
     assert not groups["between.score"].can_grow
 
 
@@ -176,4 +182,5 @@ def test_a_layer_that_runs_twice_keeps_its_groups_together() -> None:
             return self.end(self.body(self.body(self.stem(x)).relu()))
 
     group = groups_of(Shared())["stem"]
-    assert {"body.weight:0", "body.weight:1", "end.weight:1"} <= members(group) and group.can_grow
+    assert {"body.weight:0", "body.weight:1", "end.weight:1"} <= members(group)
+    assert group.can_grow

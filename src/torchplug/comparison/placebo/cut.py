@@ -10,7 +10,7 @@ sk, splat                the branches see the map; what weighs them sees ones
 aspp                     every tap of the 3x3 branches sees the centre of its window, and the image
                          as a whole is one of ones
 rfb, ssh                 every tap of every kernel sees the centre of its window
-ppm                      the pyramid is one of ones; the map itself passes
+ppm                      the pyramid is one of a fixed map; the map itself passes
 spp                      the windows of the maxima are single positions
 seb                      the coarser maps are ones
 a module of one's own    what it would add to a fixed map is added to the real map
@@ -184,7 +184,7 @@ _CLASSES: tuple[tuple[str, tuple[type[nn.Module], ...]], ...] = (
         ),
     ),
     (_WEIGHTS, (placebos.SelectiveKernelPlacebo, placebos.SplitAttentionPlacebo)),
-    ("its pyramid is one of ones, not of the image", (placebos.PyramidPoolingPlacebo,)),
+    ("its pyramid is one of a fixed map, not of the image", (placebos.PyramidPoolingPlacebo,)),
     ("the coarser maps are ones", (placebos.SemanticEmbeddingPlacebo,)),
 )
 _RULES: tuple[tuple[type[nn.Module], str, Cut], ...] = (

@@ -77,21 +77,25 @@ class _Gate(_Cut):
         return x * super().forward(make_even(x))
 
 
-class _Context(nn.Module):
+class _Fixed(nn.Module):
+    """A module that keeps a fixed map from call to call; it is no part of its state."""
+
+    def _fix(self, x: Tensor) -> Tensor:
+        """Return the fixed map in the shape of ``x``."""
+        key = (*x.shape[1:], x.device, x.dtype)
+        if self.__dict__.get("_texture_key") != key:
+            self.__dict__["_texture_key"] = key
+            self.__dict__["_texture"] = make_texture(x[:1])
+        return self.__dict__["_texture"].expand_as(x)
+
+
+class _Context(_Fixed):
     """What a fixed map would gain, added to the real one: ``y = x + (f(c) - c)``."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x`` plus something that does not depend on it."""
         fixed = self._fix(x)
         return x + (super().forward(fixed) - fixed)
-
-    def _fix(self, x: Tensor) -> Tensor:
-        """Return the fixed map, kept from call to call."""
-        key = (*x.shape[1:], x.device, x.dtype)
-        if self.__dict__.get("_texture_key") != key:
-            self.__dict__["_texture_key"] = key
-            self.__dict__["_texture"] = make_texture(x[:1])
-        return self.__dict__["_texture"].expand_as(x)
 
 
 class SqueezeExcitePlacebo(_Gate, SqueezeExcite):
@@ -169,20 +173,26 @@ class SplitAttentionPlacebo(_Cut, SplitAttention):
         return super().find_weights(make_even(means))
 
 
-class PyramidPoolingPlacebo(_Cut, PyramidPooling):
-    """The pyramid is one of ones; the map itself passes to the last convolution."""
+class PyramidPoolingPlacebo(_Cut, _Fixed, PyramidPooling):
+    """The pyramid is one of a fixed map; the map itself passes to the last convolution.
+
+    A pyramid of ones would be a constant, which the norm after the convolution takes out again.
+    """
 
     def find_cut(self) -> Iterable[nn.Module | None]:
         """Return the pooled branches."""
         return [self.branches]
 
     def find_pyramid(self, x: Tensor) -> list[Tensor]:
-        """Return the pyramid of a map of ones."""
-        return super().find_pyramid(make_even(x))
+        """Return the pyramid of a fixed map."""
+        return super().find_pyramid(self._fix(x))
 
 
 class ASPPPlacebo(_Cut, ASPP):
-    """The image as a whole is one of ones; the branches' kernels see their centre only."""
+    """The image as a whole is one of ones; the branches' kernels see their centre only.
+
+    What the image adds is then a constant, and rests where a batch norm takes constants out.
+    """
 
     def find_cut(self) -> Iterable[nn.Module | None]:
         """Return the branch of the whole image."""
