@@ -132,6 +132,8 @@ def test_masks_and_boxes_are_read(tmp_path: Path, masks: TaskData, scenes: TaskD
         ("no train", "needs training images: got test, extra"),
         ("unlabelled", "labels count from 0 to 1, one for each class: got -1 in test/000000"),
         ("column", "a column of the label: got columns image, label, writer and label = 'lable'"),
+        ("empty", "every row has an image in column 'image': got none in row 2 of train"),
+        ("unseen", "needs training images: got none of one, which held-out images show"),
         ("broken", "every image must be readable: got row 2 of train, column 'image'"),
     ],
 )
@@ -146,9 +148,13 @@ def test_what_is_wrong_is_named(tmp_path: Path, scans: Scans, how: str, words: s
     elif how == "unlabelled":
         table["test"] = table["test"].map(lambda row: {"label": -1})
         table.save_to_disk(str(tmp_path / "other"))
-    elif how == "broken":
+    elif how == "unseen":
+        table["train"] = table["train"].filter(lambda row: row["label"] == 0)
+        table.save_to_disk(str(tmp_path / "other"))
+    elif how in {"broken", "empty"}:
         raw = table["train"].cast_column("image", datasets.Image(decode=False)).to_list()
         raw[2]["image"]["bytes"] = raw[2]["image"]["bytes"][:40]
+        raw[2]["image"] = None if how == "empty" else raw[2]["image"]
         features = table["train"].features
         table["train"] = datasets.Dataset.from_list(raw, features=features)
         table.save_to_disk(str(tmp_path / "other"))

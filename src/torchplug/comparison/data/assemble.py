@@ -48,6 +48,7 @@ def assemble(
     for samples in listing.parts.values():
         _check_targets(samples, len(listing.classes))
     parts = divide(listing.parts, listing.name)
+    _check_trained(listing, parts)
     size = image_size or listing.native or IMAGE_SIZES[task]
     held = _count_bytes(parts, size, listing.channels) <= MEMORY_LIMIT
     if check and not held:
@@ -107,6 +108,23 @@ def _check_background(samples: list[Sample], classes: int) -> None:
             f"masks hold class numbers; {IGNORED} marks ignored pixels",
             f"masks with nothing but {sorted(values)}",
             "set the 255 of your class to its number, such as 1",
+        )
+        raise UsageError(text)
+
+
+def _check_trained(listing: Listing, parts: Mapping[str, list[Sample]]) -> None:
+    """Refuse a class that only held-out images show: no variant can learn it."""
+    labels = {
+        part: {sample.target for sample in samples if isinstance(sample.target, int)}
+        for part, samples in parts.items()
+    }
+    unseen = sorted((labels["validation"] | labels["test"]) - labels["train"])
+    if unseen:
+        names = ", ".join(listing.classes[label] for label in unseen[:5])
+        text = explain(
+            f"every class of {listing.name} needs training images",
+            f"none of {names}, which held-out images show",
+            "add training images of it, or take the class away",
         )
         raise UsageError(text)
 

@@ -150,11 +150,7 @@ class _Columns:
             raise UsageError(explain(rule, options.group, nearest(options.group, self.features)))
         images = _select(table, self.image)
         groups = table[options.group] if options.group else [None] * len(table)
-        sizes = [
-            len(each["bytes"] or b"") or Path(each["path"]).stat().st_size
-            for start in range(0, len(images), _BLOCK)
-            for each in images[start : start + _BLOCK][self.image]
-        ]
+        sizes = _measure(images, self.image, part)
         targets = self._read_targets(table, part, images, labels)
         for index, (size, target, group) in enumerate(zip(sizes, targets, groups, strict=True)):
             source = RowSource(images, self.image, index, part)
@@ -178,6 +174,23 @@ class _Columns:
 def _select(table: Any, column: str) -> Any:
     datasets = import_extra("datasets", extra="data", purpose="a set of Hugging Face on disk")
     return table.select_columns([column]).cast_column(column, datasets.Image(decode=False))
+
+
+def _measure(images: Any, column: str, part: str) -> list[int]:
+    """Return the stored size of each image."""
+    sizes: list[int] = []
+    for start in range(0, len(images), _BLOCK):
+        for stored in images[start : start + _BLOCK][column]:
+            path = Path(stored["path"] or "") if stored else Path()
+            if stored and stored["bytes"] is not None:
+                sizes.append(len(stored["bytes"]))
+            elif path.is_file():
+                sizes.append(path.stat().st_size)
+            else:
+                rule = f"every row has an image in column {column!r}"
+                fix = "remove the row, or save the set with its images embedded"
+                raise UsageError(explain(rule, f"none in row {len(sizes)} of {part}", fix))
+    return sizes
 
 
 def _find_key(objects: Any) -> str:

@@ -1,6 +1,7 @@
 """Read a data set as torchvision unpacks it under a local root; nothing is ever downloaded."""
 
 import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,7 +148,7 @@ def _list_files(data: Any, part: str, root: Path) -> list[Sample]:
     samples = []
     for place, label in rows:
         path = Path(place)
-        key = f"{part}/{path.relative_to(root).as_posix()}"
+        key = f"{part}/{Path(os.path.relpath(path, root)).as_posix()}"
         samples.append(Sample(key, FileSource(str(path)), int(label), path.stat().st_size))
     return samples
 
