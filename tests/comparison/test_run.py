@@ -267,4 +267,4 @@ def write_folder(root: Path) -> None:
         for i, image in enumerate(images):
             path = root / str(label) / f"{i}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray((image[0] * 15.9).byte().numpy()).resize((24, 16)).save(path)
+            Image.fromarray(image[0].numpy()).resize((24, 16)).save(path)
