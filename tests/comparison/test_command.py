@@ -31,8 +31,11 @@ RECEIPT = """
 import json, pathlib, sys
 words = dict(zip(sys.argv[1::2], sys.argv[2::2]))
 plan, out = pathlib.Path(words["--plan"]), pathlib.Path(words["--out"])
-def apply(base="w"):  # what torchplug.apply_plan leaves, without importing torch
-    receipt = {"base_weights": base, "parameters": {"base": 7, "modules": 1, "gates": 0}}
+def apply(base="w", **more):  # what torchplug.apply_plan leaves, without importing torch
+    content = json.loads(plan.read_text())
+    receipt = {"base_weights": base, "parameters": {"base": 7, "modules": 1, "gates": 0},
+               "seed": content["seed"], "flops": [8, 9], **more}
+    receipt["plan"] = {"format": 1, "host": "Net", "plugs": [], "seed": content["seed"]}
     plan.with_suffix(".applied.json").write_text(json.dumps(receipt))
 """
 
@@ -112,6 +115,7 @@ WRITE = "(out / 'metrics.json').write_text({!r})"
         ("raise ValueError('no data here')", "failed", "ValueError: no data here"),
         ("import os; os.kill(os.getpid(), 9)", "failed", "signal SIGKILL"),
         ("pass", "failed", "add torchplug.apply_plan(model, plan)"),
+        ("apply(trained=False)", "failed", "got plugs whose weights did not change"),
         ("apply()", "failed", "the program leaves {out}/metrics.json: got no such file"),
         ("apply();" + WRITE.format('{"map5": 1}'), "failed", "did you mean 'map5'?"),
         ("apply();" + WRITE.format("{"), "failed", "{out}/metrics.json is JSON"),
@@ -128,6 +132,27 @@ def test_each_way_to_fail_is_a_record_that_says_so(
     assert says in record["error"]
     assert record["value"] is None
     assert str(tmp_path) not in record["error"]
+
+
+def test_arms_of_one_seed_that_start_from_other_weights_are_found(tmp_path: Path) -> None:
+    script = """
+apply(base=str(out.parent.name == "second"))
+(out / "metrics.json").write_text(json.dumps({"map50": 1}))
+"""
+    (tmp_path / "train.py").write_text(RECEIPT + script)
+    comparison = make(COMMAND.replace("train.py", f"{tmp_path}/train.py"))
+    study: Any = SimpleNamespace(comparison=comparison, data=None)
+    baseline, variant, again = comparison.arms
+    for arm, seed, name, status in (
+        (baseline, 3, "a/first", "finished"),
+        (variant, 3, "b/second", "finished"),
+        (again, 3, "a/second", "finished"),  # other seeds: another base
+        (baseline, 4, "a/second2", "finished"),
+        (variant, 3, "a/second", "failed"),
+    ):
+        outcome = run_command_trial(study, arm, seed, tmp_path / name)
+        assert outcome.record["status"] == status, (name, outcome.record["error"])
+    assert "seed every generator with {seed}" in outcome.record["error"]
 
 
 def test_results_of_an_interrupted_trial_do_not_count(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ from torchplug.comparison.seeds import derive_seed
 from torchplug.comparison.spec import Comparison, Variant
 from torchplug.comparison.store import read_json, write_json, write_text
 from torchplug.errors import UsageError, explain, nearest
-from torchplug.surgery.apply import receipt_path
+from torchplug.surgery.receipt import receipt_path
 from torchplug.surgery.request import RequestPlan
 
 PLACEHOLDERS = ("seed", "plan", "out", "variant", "python")
@@ -207,6 +207,7 @@ def _begin_record(study: Study, variant: Variant, seed: int) -> dict[str, Any]:
 
 
 def _read_receipt(plan: Path, record: dict[str, Any]) -> str:
+    """Take what the program says of its model; return what is wrong with it."""
     receipt = read_json(receipt_path(plan))
     if not isinstance(receipt, dict):
         return explain(
@@ -215,7 +216,30 @@ def _read_receipt(plan: Path, record: dict[str, Any]) -> str:
             "add torchplug.apply_plan(model, plan) after the model is built",
         )
     record |= {name: receipt[name] for name in ("base_weights", "parameters")}
+    if receipt.get("trained") is False:
+        return explain(
+            "the model that is plugged is the one that is trained",
+            "plugs whose weights did not change",
+            "apply the plan where the framework builds its model: docs/your-own-script.md",
+        )
+    others = _others_of_seed(plan, receipt)
+    if others - {receipt["base_weights"]}:
+        return explain(
+            "all arms of one seed start from equal weights",
+            "other weights of the base than in another arm",
+            "seed every generator with {seed} before the model is built, and apply the plan then",
+        )
     return ""
+
+
+def _others_of_seed(plan: Path, receipt: Mapping[str, Any]) -> set[str]:
+    """Return the hashes of the bases that other arms of the same seed have started from."""
+    found = set()
+    for path in plan.parent.parent.glob(f"*/{receipt_path(plan).name}"):
+        other = read_json(path)
+        if isinstance(other, dict) and other.get("seed") == receipt.get("seed"):
+            found.add(str(other.get("base_weights")))
+    return found
 
 
 def _read_result(

@@ -56,7 +56,7 @@ def load_run(directory: str | Path) -> Run:
     plans = {
         variant.name: Plan.from_json(store.plan_path(variant).read_text(encoding="utf-8"))
         for variant in arms
-        if variant.plugs
+        if variant.plugs and (not comparison.command or store.plan_path(variant).exists())
     }
     environment = read_json(store.root / "environment.json") or {}
     known = {

@@ -1,7 +1,5 @@
 """Plug a model as a file says: the one line that a training script adds."""
 
-import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from torchplug.surgery.measure import measure_change
 from torchplug.surgery.plan import Plan
 from torchplug.surgery.plug import check_host, plug, unplug
 from torchplug.surgery.plugfile import read_plug_file
+from torchplug.surgery.receipt import leave_receipt
 from torchplug.surgery.report import PlugReport
 from torchplug.surgery.request import Request, RequestPlan
 from torchplug.surgery.strict_json import parse_json
@@ -40,7 +39,8 @@ def apply_plan(
             wrote (any other name), whose weights are left aside. The file that ``torchplug
             compare --command`` hands to a script as ``{plan}`` holds requests (a module and a
             role, path or glob), which are looked up in ``model``; for the baseline it is empty.
-            A file beside it, ``plan.applied.json``, then tells the driver that it was applied.
+            A file beside it, ``plan.applied.json``, then tells the driver that it was applied, and
+            at the end of the process whether the plugs were trained.
         example: the shape of a small batch, a tensor, or the arguments of the forward. Without
             it the model is tried on square images of usual sizes, with the channels that its
             first convolution reads.
@@ -68,51 +68,19 @@ def apply_plan(
     if isinstance(read, RequestPlan) and read.receipt and not isinstance(plan, (Plan, RequestPlan)):
         base = hash_tensors(base_state(model))
         report = _apply(model, read, example)
-        _write_receipt(Path(plan), report, base)
+        leave_receipt(Path(plan), model, report, base)
         return report
     return _apply(model, read, example)
 
 
 def _apply(model: nn.Module, plan: Plan | RequestPlan, example: Any) -> PlugReport:
     if not (plan.plugs if isinstance(plan, Plan) else plan.requests):
-        return _report_nothing(model)
+        return _report_nothing(model, plan.seed)
     if example is None:
         example = guess_example(model)
     if isinstance(plan, Plan):
         return plug(model, plan, example=example)
     return _plug_requests(model, plan, read_example(example, model))
-
-
-def receipt_path(plan: Path) -> Path:
-    """Return the file that says that a plan was applied, and to what.
-
-    >>> receipt_path(Path("trial/plan.json")).name
-    'plan.applied.json'
-    """
-    return plan.with_suffix(".applied.json")
-
-
-def _write_receipt(plan: Path, report: PlugReport, base_weights: str) -> None:
-    """Say what was applied; several processes of one training write the same."""
-    content = {
-        "base_weights": base_weights,
-        "parameters": {
-            "base": report.base_parameters,
-            "modules": report.module_parameters,
-            "gates": report.gate_parameters,
-        },
-        "flops": list(report.flops),
-        "max_difference": report.max_difference,
-        "plan": json.loads(report.plan.to_json()),
-    }
-    path = receipt_path(plan)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(json.dumps(content, indent=1, sort_keys=True), encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        fix = "let the script run where it can write into the folder of its plan"
-        raise UsageError(explain(f"{path} must be writable", str(error), fix)) from error
 
 
 def guess_example(model: nn.Module) -> tuple[int, int, int, int]:
@@ -200,9 +168,9 @@ def _join(reports: Sequence[PlugReport], absolute: float, relative: float) -> Pl
     )
 
 
-def _report_nothing(model: nn.Module) -> PlugReport:
+def _report_nothing(model: nn.Module, seed: int) -> PlugReport:
     return PlugReport(
-        plan=Plan(host=type(model).__name__, plugs=(), seed=0),
+        plan=Plan(host=type(model).__name__, plugs=(), seed=seed),
         base_tensors=len(model.state_dict()),
         base_parameters=sum(p.numel() for p in model.parameters()),
         module_parameters=0,
