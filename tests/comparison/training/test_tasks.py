@@ -25,7 +25,7 @@ class Constant(nn.Module):
         super().__init__()
         self.output = output
 
-    def forward(self, images: Any) -> Any:
+    def forward(self, _: Any) -> Any:
         return self.output
 
 
@@ -107,7 +107,7 @@ def test_labels_of_a_detector_are_moved_past_the_background() -> None:
     seen = []
 
     class Detector(nn.Module):
-        def forward(self, images: Any, targets: Any = None) -> Any:
+        def forward(self, _: Any, targets: Any = None) -> Any:
             seen.append(targets)
             if targets is not None:
                 return {"one": torch.tensor(1.0), "two": torch.tensor([0.5])}

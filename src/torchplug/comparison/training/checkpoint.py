@@ -27,6 +27,7 @@ class EpochCheckpoint(Checkpoint):
 
     def __init__(self, folder: Path, mark: str, on_epoch: Callable[[int], None] | None) -> None:
         self.path, self.mark, self.on_epoch = folder / NAME, mark, on_epoch
+        self.plateaus: list[float | None] = []
 
     def on_save_checkpoint(
         self, trainer: Trainer, _module: LightningModule, checkpoint: dict[str, Any]
@@ -34,7 +35,28 @@ class EpochCheckpoint(Checkpoint):
         """Say whose it is, and leave out what could hold any object."""
         for name in _NOT_NEEDED:
             checkpoint.pop(name, None)
-        checkpoint[_MARK] = {"mark": self.mark, "epochs": trainer.current_epoch + 1}
+        found = trainer.callback_metrics
+        values = [found.get(str(config.monitor)) for config in trainer.lr_scheduler_configs]
+        checkpoint[_MARK] = {
+            "mark": self.mark,
+            "epochs": trainer.current_epoch + 1,
+            "plateaus": [None if value is None else float(value) for value in values],
+        }
+
+    def on_load_checkpoint(
+        self, _trainer: Trainer, _module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Take what schedules that follow a metric have not seen."""
+        self.plateaus = list(checkpoint[_MARK]["plateaus"])
+
+    def on_train_start(self, trainer: Trainer, _module: LightningModule) -> None:
+        """Let them see it: Lightning shows them the metric of an epoch after its checkpoint."""
+        for config, value in zip(trainer.lr_scheduler_configs, self.plateaus, strict=False):
+            follows = config.reduce_on_plateau and config.interval == "epoch"
+            due = trainer.current_epoch % config.frequency == 0
+            if follows and due and value is not None:
+                config.scheduler.step(value)  # type: ignore[call-arg]
+        self.plateaus = []
 
     def on_train_epoch_end(self, trainer: Trainer, _module: LightningModule) -> None:
         """Write, then rename: there is always a whole file."""

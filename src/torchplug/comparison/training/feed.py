@@ -49,13 +49,6 @@ def feed_task(study: Study, model: nn.Module, stream: int, rank: int, world: int
     """Return the loaders of a data set of ours."""
     data, recipe = study.data, study.comparison.recipe
     task = get_task(study.comparison.task)
-    if recipe.batch_size % world:
-        text = explain(
-            "the batch size is divided among the devices of a trial",
-            f"batch_size={recipe.batch_size} for {world} devices",
-            "take a multiple of their number",
-        )
-        raise UsageError(text)
     preparation = make_preparation(task, recipe, data, model)
     own = isinstance(model, LightningModule)
 

@@ -29,6 +29,7 @@ class TaskModule(LightningModule):
         self.model, self.task, self.recipe, self.steps = model, task, recipe, steps
         self.classes = tuple(classes)
         self.meter: Meter | None = None
+        self.seen = 0
         self.score: Score | None = None
 
     def configure_optimizers(self) -> Any:
@@ -57,13 +58,13 @@ class TaskModule(LightningModule):
         return self.task.compute_loss(self.model, batch[0], batch[1], self.recipe)
 
     def _begin(self) -> None:
-        self.meter = self.task.make_meter(self.classes, self.device)
+        self.meter, self.seen = self.task.make_meter(self.classes, self.device), 0
 
-    def _evaluate(self, batch: Any, number: int) -> None:
+    def _evaluate(self, batch: Any) -> None:
         images, targets = batch[:2]
         # a user's own loader does not name its items: they are counted
-        first = number * len(images)
-        indices = batch[2] if len(batch) > 2 else range(first, first + len(images))
+        indices = batch[2] if len(batch) > 2 else range(self.seen, self.seen + len(images))
+        self.seen += len(images)
         if self.meter is None:  # pragma: no cover - Lightning begins an evaluation first
             self._begin()
         predictions = self.task.predict(self.model, images, targets)
@@ -77,9 +78,9 @@ class TaskModule(LightningModule):
         """Begin a meter."""
         self._begin()
 
-    def validation_step(self, batch: Any, number: int) -> None:
+    def validation_step(self, batch: Any, _: int) -> None:
         """Take one batch of the validation images."""
-        self._evaluate(batch, number)
+        self._evaluate(batch)
 
     def on_validation_epoch_end(self) -> None:
         """Keep the score."""
@@ -89,9 +90,9 @@ class TaskModule(LightningModule):
         """Begin a meter."""
         self._begin()
 
-    def test_step(self, batch: Any, number: int) -> None:
+    def test_step(self, batch: Any, *_: Any) -> None:
         """Take one batch of the test images."""
-        self._evaluate(batch, number)
+        self._evaluate(batch)
 
     def on_test_epoch_end(self) -> None:
         """Keep the score."""

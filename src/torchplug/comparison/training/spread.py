@@ -13,7 +13,7 @@ import torch
 
 from torchplug.comparison.arms import Study
 from torchplug.comparison.spec import Variant
-from torchplug.errors import TorchplugError, explain, import_extra
+from torchplug.errors import TorchplugError, UsageError, explain, import_extra
 
 OnEpoch = Callable[[int], None]
 _SECONDS_TO_END = 10.0
@@ -25,8 +25,10 @@ def perform_spread(
     """Return record and timing of a trial whose batches are divided among processes.
 
     Raises:
+        UsageError: if the batch cannot be divided.
         TorchplugError: if one of them ends with an error; the others are ended then.
     """
+    check_devices(study)
     pickler = import_extra("cloudpickle", extra="compare", purpose="a trial on several devices")
     content = pickler.dumps((study, variant, seed, folder))
     context = multiprocessing.get_context("spawn")
@@ -47,6 +49,22 @@ def perform_spread(
             if process.is_alive():
                 process.kill()
                 process.join()
+
+
+def check_devices(study: Study) -> None:
+    """Refuse a batch that the devices of a trial cannot divide.
+
+    Raises:
+        UsageError: naming both numbers.
+    """
+    size, devices = study.comparison.recipe.batch_size, study.comparison.devices
+    if size % devices:
+        text = explain(
+            "the batch size is divided among the devices of a trial",
+            f"batch_size={size} for {devices} devices",
+            "take a multiple of their number",
+        )
+        raise UsageError(text)
 
 
 def _listen(pipes: list[Any], on_epoch: OnEpoch | None) -> tuple[dict[str, Any], dict[str, Any]]:
