@@ -13,6 +13,7 @@ from torchplug.comparison.data import TaskData
 from torchplug.comparison.placebo.cut import cut_plugs
 from torchplug.comparison.seeds import derive_seed, deterministic, make_generator
 from torchplug.comparison.spec import Comparison, Variant
+from torchplug.comparison.weights import load_base
 from torchplug.comparison.widening.widen import widen
 from torchplug.hosts import find_source, load_maker
 from torchplug.surgery import PlugReport, plug
@@ -80,7 +81,7 @@ def build_base(study: Study, seed: int) -> nn.Module:
     with deterministic("base", seed):
         model = study.make_model()
     if study.start is not None:
-        model.load_state_dict(study.start)
+        load_base(model, study.start)
     return model
 
 

@@ -16,6 +16,7 @@ from torch import nn
 from torchplug.comparison.arms import MakeModel, Study, build_base, hash_weights
 from torchplug.comparison.data import TaskData, load_data, wrap_datasets
 from torchplug.comparison.spec import Comparison
+from torchplug.comparison.tasks.choose import get_task
 from torchplug.errors import UsageError, explain
 from torchplug.hosts import build_model
 
@@ -78,7 +79,7 @@ def make_maker(model: Model, comparison: Comparison, data: Any) -> MakeModel:
     def make() -> nn.Module:
         return build_model(
             name,
-            num_classes=len(data.classes),
+            num_classes=get_task(comparison.task).count_outputs(len(data.classes)),
             in_channels=data.channels,
             options=comparison.model_options,
         )
