@@ -36,6 +36,9 @@ class Run:
     stopped: Mapping[str, str]
     """Why arms have fewer seeds than were asked for."""
 
+    missing: Mapping[str, str]
+    """Controls that do not exist, by name, each with the reason."""
+
 
 def load_run(directory: str | Path) -> Run:
     """Read a run back and summarize it again.
@@ -64,7 +67,18 @@ def load_run(directory: str | Path) -> Run:
         for record in records
     }
     result = conclude(store, comparison, arms, records, known, timings, costs, stopped)
-    return Run(comparison, arms, result, records, plans, costs, environment, timings, stopped)
+    return Run(
+        comparison=comparison,
+        arms=arms,
+        result=result,
+        records=records,
+        plans=plans,
+        costs=costs,
+        environment=environment,
+        timings=timings,
+        stopped=stopped,
+        missing=read_json(store.root / "missing.json") or {},
+    )
 
 
 def read_comparison(store: Store) -> Comparison:

@@ -7,7 +7,7 @@ from typing import Any
 from torchplug.analysis import count_parameters, measure_costs
 from torchplug.comparison.arms import Arm, Study, make_example, prepare_model
 from torchplug.comparison.seeds import derive_seed
-from torchplug.comparison.spec import BASELINE, Control, Variant
+from torchplug.comparison.spec import BASELINE, Variant
 from torchplug.comparison.trial import check_model
 from torchplug.errors import UsageError, explain
 from torchplug.surgery import Plan
@@ -96,20 +96,6 @@ def _measure(
             **measured[name],
         }
     return found
-
-
-def find_controls(
-    study: Study, variants: Sequence[Variant], kinds: Sequence[Control]
-) -> tuple[Variant, ...]:
-    """Return the controls of these kinds for these variants."""
-    kinds = tuple(kind for kind in kinds if kind != "again")  # it is there in any case
-    if not kinds or not variants or study.comparison.command:
-        return ()
-    try:
-        from torchplug.comparison.controls import resolve_controls
-    except ImportError:
-        return ()
-    return tuple(resolve_controls(study, variants, kinds))
 
 
 def describe_places(planned: Sequence[PlannedPlug]) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torchplug.comparison.arms import pin_modules
 from torchplug.comparison.engines import EngineName, Place
 from torchplug.comparison.inputs import Model, check_device, name_data, name_model
 from torchplug.comparison.progress import OnEvent, ignore
@@ -135,7 +136,8 @@ def run_comparison(
     check_device(comparison.device)
     inputs = Inputs(comparison.model if model is None else model, comparison, data)
     study = inputs.make_study(check=True)
-    comparison = dataclasses.replace(comparison, model_digest=inputs.hash_model(study))
+    pinned = pin_modules(comparison)
+    comparison = dataclasses.replace(pinned, model_digest=inputs.hash_model(study))
     inputs = dataclasses.replace(inputs, comparison=comparison)
     study = dataclasses.replace(study, comparison=comparison)
     store = Store(Path(out))

@@ -4,7 +4,8 @@ import dataclasses
 import json
 import math
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
@@ -12,6 +13,7 @@ from torch import nn
 from torchplug.comparison.arms import Study
 from torchplug.comparison.base import TRAINED, pack, read_start, run_base_job, train_once, unpack
 from torchplug.comparison.command import check_command, hash_command
+from torchplug.comparison.controls import Candidate, find_controls
 from torchplug.comparison.driver import Driver
 from torchplug.comparison.engines import Engine, Place, Work
 from torchplug.comparison.environment import describe_environment, merge_environments
@@ -19,7 +21,8 @@ from torchplug.comparison.inputs import Model, hash_model, make_maker, read_data
 from torchplug.comparison.lease import Leases
 from torchplug.comparison.progress import OnEvent, Teller
 from torchplug.comparison.readback import conclude, read_records, read_timings
-from torchplug.comparison.rehearsal import Rehearsal, find_controls, rehearse
+from torchplug.comparison.receipts import note_receipts
+from torchplug.comparison.rehearsal import Rehearsal, rehearse
 from torchplug.comparison.result import ComparisonResult, to_json
 from torchplug.comparison.spec import Comparison, Control, Variant
 from torchplug.comparison.store import SPECIFICATION, Store, read_json, write_json, write_text
@@ -76,6 +79,8 @@ class Session:
     store: Store
     place: Place
     on_event: OnEvent
+    missing: list[Candidate] = field(default_factory=list)
+    """Controls that were asked for and do not exist, each with the reason."""
 
     @property
     def comparison(self) -> Comparison:
@@ -155,8 +160,11 @@ class Session:
         comparison, store = self.comparison, self.store
         stopped = driver.explain_stops(arms)
         write_json(store.root / "stopped.json", stopped)
+        self._write_missing()
         records = read_records(store, comparison, arms)
         timings = read_timings(store, comparison, arms)
+        if comparison.command:
+            note_receipts(store, comparison, arms)
         costs = read_json(store.root / "costs.json")
         return conclude(store, comparison, arms, records, driver.known, timings, costs, stopped)
 
@@ -167,17 +175,25 @@ class Session:
         winners = [arm for arm in arms if arm.name in result.winners]
         kinds = [kind for kind in WINNER_CONTROLS if kind not in self.comparison.controls]
         more = self._find_controls(winners, kinds)
+        self._write_missing()
         if not more:
             return ()
         return self._write_arms(driver.leases, more, self._rehearse(more))
 
-    def _find_controls(self, variants: Any, kinds: Any) -> tuple[Variant, ...]:
+    def _find_controls(
+        self, variants: Sequence[Variant], kinds: Sequence[Control]
+    ) -> tuple[Variant, ...]:
         """Return the controls; widths that were found before are not searched again."""
         known = {(arm.control, arm.of): arm for arm in self.store.read_arms() or ()}
-        found = [known.get((kind, each.name)) for each in variants for kind in kinds]
-        if all(found):
-            return tuple(arm for arm in found if arm is not None)
-        return find_controls(self.study, variants, kinds)
+        arms: list[Variant] = []
+        for variant in variants:
+            there = [known.get((kind, variant.name)) for kind in kinds]
+            new = [kind for kind, arm in zip(kinds, there, strict=True) if arm is None]
+            candidates = find_controls(self.study, [variant], new)
+            self.missing += [each for each in candidates if each.arm is None]
+            found = [each.arm for each in candidates]
+            arms += [arm for arm in (*there, *found) if arm is not None]
+        return tuple(arms)
 
     def _rehearse(self, arms: tuple[Variant, ...]) -> Rehearsal:
         return rehearse(self.study, arms, read_json(self.store.root / "costs.json") or {})
@@ -198,6 +214,12 @@ class Session:
         path = store.root / "environment.json"
         now = describe_environment(self.comparison.device)
         write_json(path, merge_environments(read_json(path), now))
+
+    def _write_missing(self) -> None:
+        """Write which controls do not exist, and why, in ``missing.json``."""
+        path = self.store.root / "missing.json"
+        reasons = {f"{each.kind} control of {each.of}": each.reason for each in self.missing}
+        write_json(path, {**(read_json(path) or {}), **reasons})
 
     def _write_arms(
         self, leases: Leases, arms: tuple[Variant, ...], rehearsal: Rehearsal

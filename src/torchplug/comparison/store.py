@@ -5,6 +5,8 @@
       data.json                  what the data were
       arms.json                  all arms that were run, the controls of winners among them
       plans/<variant>.json       what is plugged where
+      missing.json               controls that do not exist, and why
+      stopped.json               why arms have fewer seeds than were asked for
       costs.json                 parameters, FLOPs, memory, latency of every arm
       trials/<variant>--seed-<k>--<hash>/
           specification.json     all that decides the trial; its hash is in the folder's name
