@@ -11,6 +11,7 @@ from torchplug.card import Card
 from torchplug.catalog import cards, get_card
 from torchplug.cli.compare import compare, report
 from torchplug.cli.plug import MODEL_HELP, check, plug, read_shape
+from torchplug.cli.repeat import repeat
 from torchplug.errors import UsageError, explain
 from torchplug.hosts import build_model
 from torchplug.surgery import find_sites
@@ -134,3 +135,4 @@ app.command(epilog=f"Example: [bold]{_CHECK}[/bold]")(check)
 _COMPARE = "torchplug compare --model torchplug:resnet8 --plug se --plug cbam@stage --seeds 5"
 app.command(epilog=f"Example: [bold]{_COMPARE}[/bold]")(compare)
 app.command(epilog="Example: [bold]torchplug report runs/demo[/bold]")(report)
+app.command(epilog="Example: [bold]torchplug repeat runs/demo se 0[/bold]")(repeat)

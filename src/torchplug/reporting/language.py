@@ -1,5 +1,6 @@
 """The words of a report, one file a language."""
 
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,11 +26,21 @@ class Wording:
 
     def __call__(self, key: str, **values: Any) -> str:
         """Return the text of ``key`` with ``values`` in its braces."""
-        return self.texts[key].format(**values)
+        text = self.texts[key].format(**values)
+        return _set_apart(text) if self.lang == "zh" else text
 
     def word(self, group: str, name: str) -> str:
         """Return the word for a name of the program's own, or the name if there is none."""
         return self.texts.get(f"{group}.{name}", name)
+
+
+_HAN = r"[\u4e00-\u9fff]"
+_EDGE = re.compile(rf"(?<=[A-Za-z0-9%])(?={_HAN})|(?<={_HAN})(?=[A-Za-z0-9+\u2212])")
+
+
+def _set_apart(text: str) -> str:
+    """Return a text with a space between Chinese characters and what is not, as print has it."""
+    return _EDGE.sub(" ", text)
 
 
 @cache

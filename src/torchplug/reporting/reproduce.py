@@ -6,9 +6,8 @@ from torchplug.reporting.view import View
 
 
 def reproduce_trial(view: View) -> str:
-    """Return lines for a shell that train one variant on one seed again."""
-    row = view.variants[0]
+    """Return the command that trains one variant on one seed again, and compares the records."""
+    rows = [row for row in view.variants if row.mean is not None] or [view.baseline]
     seed = view.result.seeds[0]
-    words = ["torchplug", "compare", str(view.result.directory)]
-    words += ["--only", row.variant, "--seed", str(seed)]
+    words = ["torchplug", "repeat", str(view.result.directory), rows[0].variant, str(seed)]
     return shlex.join(words)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torchplug.comparison import Comparison, ComparisonResult, Run
 from torchplug.comparison.result import Row
 from torchplug.comparison.statistics import Interval, mean_interval
+from torchplug.comparison.store import read_json
 from torchplug.reporting.language import Wording
 
 Array = NDArray[np.float64]
@@ -164,6 +165,11 @@ class View:
         if metric == self.result.metric:
             return Effect(row.difference.mean, row.difference.interval)
         return paired_effect(self.values_of(self.baseline, metric), self.values_of(row, metric))
+
+    def read_beside(self, name: str) -> dict[str, Any]:
+        """Return what a further file of the run's directory holds; empty if there is none."""
+        content = read_json(self.result.directory / name)
+        return content if isinstance(content, dict) else {}
 
     def timing_of(self, variant: str, seed: int) -> Mapping[str, Any]:
         """Return when a trial ran and how long; empty if nobody measured."""

@@ -109,11 +109,14 @@ def _state_comparison(view: View) -> tuple[tuple[str, str], ...]:
     comparison, say = view.comparison, view.say
     records = view.records_of(view.baseline.variant).values()
     data = next((record.get("data") for record in records), "") or say("setup.not_known")
+    described = view.read_beside("data.json")
     found = [
         ("model", comparison.model),
         ("model_hash", comparison.model_digest or say("setup.not_known")),
         ("data", comparison.data),
         ("data_hash", data),
+        ("samples", ", ".join(f"{n:,}" for n in described.get("samples") or ())),
+        ("notes", "; ".join(map(str, described.get("notes") or ()))),
         ("task", comparison.task),
         ("metric", f"{view.result.metric} ({view.result.goal})"),
         ("margin", view.amount(fixed(view.result.margin, view.digits))),

@@ -21,6 +21,7 @@ from torchplug.reporting.sentences import name_control
 from torchplug.reporting.view import View, clean, paired_effect
 
 KINDS = ("again", "parameters", "latency", "placebo")
+_MOST_REASONS = 20
 _MOST_CLASSES = 30
 _MOST_CLASS_VARIANTS = 7
 
@@ -37,6 +38,9 @@ def tell_controls(view: View) -> Section:
     if missing:
         names = say("list.comma").join(say(f"controls.{kind}") for kind in missing)
         blocks.append(Paragraph(say("controls.missing", names=names), "soft"))
+    for name, reason in list(view.read_beside("missing.json").items())[:_MOST_REASONS]:
+        told = say("controls.impossible", name=clean(name), why=clean(str(reason)))
+        blocks.append(Paragraph(told, "soft"))
     again = next((row for row in view.controls if row.control == "again"), None)
     if again is not None and again.difference is not None:
         picture = Picture(
