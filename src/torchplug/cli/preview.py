@@ -24,7 +24,8 @@ _ENOUGH = 3
 
 def preview(comparison: "Comparison", settings: "EngineSettings", directory: Path) -> None:
     """Print what would be run; nothing is written."""
-    from torchplug.comparison.rehearsal import find_controls, rehearse
+    from torchplug.comparison.controls import find_controls
+    from torchplug.comparison.rehearsal import rehearse
     from torchplug.comparison.session import Inputs
     from torchplug.comparison.store import Store
 
@@ -33,12 +34,13 @@ def preview(comparison: "Comparison", settings: "EngineSettings", directory: Pat
     store = Store(directory)
     store.check(_identify(comparison, study), study.data.digest)
     asked = find_controls(study, comparison.variants, comparison.controls)
-    arms = (*comparison.arms, *asked)
+    arms = (*comparison.arms, *(each.arm for each in asked if each.arm is not None))
     costs = rehearse(study, arms, {}).costs
     estimate = _estimate(study, store, arms)
     console.print(_list_arms(comparison, arms, costs, estimate.seconds))
     console.print()
     for line in (
+        *(f"no {each.kind} control of {each.of}: {each.reason}" for each in asked if not each.arm),
         _say_trials(comparison, store, arms),
         _say_time(comparison, arms, estimate, workers),
         _say_controls(comparison, estimate),
