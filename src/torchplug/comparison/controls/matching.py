@@ -22,7 +22,7 @@ CLOSE = 0.01
 SLOWER = 1.03
 """The ratio of latencies from which a variant counts as slower than the baseline."""
 
-_SWEEP = 8
+_STEPS, _SWEEPS = 8, 3
 _WIDEST = 8.0
 _SMALL_BATCH = 32 * 32 * 32  # positions of all images of a batch that is timed
 
@@ -145,13 +145,28 @@ def match_latency(study: Study, variant: Variant) -> tuple[Widths, float, float]
             "ask for another control",
         )
         raise UsageError(text)
-    top = _bracket(study, base, growing, wanted, shape)
-    tried = _widen_by([1 + (top - 1) * (i + 1) / _SWEEP for i in range(_SWEEP)], growing)
-    models = {str(i): _widened(study, widths) for i, widths in enumerate(tried)}
-    found = measure_latency({**known, **models}, shape)
-    wanted = found["variant"].ratio
-    best = min(models, key=lambda name: abs(found[name].ratio - wanted))
-    return tried[int(best)], found[best].ratio, wanted
+    return _sweep(study, known, growing, shape, _bracket(study, base, growing, wanted, shape))
+
+
+def _sweep(
+    study: Study,
+    known: Mapping[str, nn.Module],
+    growing: Sequence[Group],
+    shape: tuple[int, ...],
+    top: float,
+) -> tuple[Widths, float, float]:
+    """Measure widths up to a factor, and further if the widest is still too fast."""
+    for _ in range(_SWEEPS):
+        tried = _widen_by([1 + (top - 1) * (i + 1) / _STEPS for i in range(_STEPS)], growing)
+        models = {str(i): _widened(study, widths) for i, widths in enumerate(tried)}
+        found = measure_latency({**known, **models}, shape)
+        wanted = found["variant"].ratio
+        best = min(models, key=lambda name: abs(found[name].ratio - wanted))
+        chosen = tried[int(best)], found[best].ratio, wanted
+        if int(best) < len(tried) - 1 or found[best].ratio * SLOWER >= wanted:
+            break
+        top *= 1.5
+    return chosen
 
 
 def choose_batch(example: tuple[int, ...]) -> tuple[int, ...]:
