@@ -65,7 +65,6 @@ def test_sites_is_a_table_of_places() -> None:
         (("sites", "torchvision:resnet18", "--shape", "big"), "write it like 1,3,224,224"),
         (("sites", "torchvision:vgg11", "--role", "bottleneck"), "choose from stage"),
         (("report", "nowhere"), "a report needs the directory of a run"),
-        (("compare", "--model", "torchplug:resnet8", "--plug", "se", "--seeds", "1"), "2 seeds"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(
@@ -76,25 +75,6 @@ def test_bad_input_is_one_line_and_status_2(
     assert text in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert not list(tmp_path.iterdir())
-
-
-def test_compare_and_report_write_a_run(tmp_path: Path) -> None:
-    words = ["compare", "--model", "torchplug:resnet8", "--plug", "se", "--plug", "cbam@stage"]
-    words += ["--seeds", "2", "--epochs", "1", "--name", "first"]
-    done = run(*words, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "3 x stage" in done.stdout
-    assert "2 seeds are a screen" in done.stdout
-    root = tmp_path / "runs" / "first"
-    assert len(list((root / "trials").iterdir())) == 6
-    assert (root / "report.html").exists()
-
-    (root / "report.html").unlink()
-    assert run("report", str(root)).returncode == 0
-    assert (root / "report.html").exists()
-
-    again = run(*words, cwd=tmp_path)
-    assert "6 of 6 trials are there from an earlier run" in again.stdout
 
 
 def test_the_version_is_the_packages() -> None:
