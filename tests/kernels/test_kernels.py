@@ -14,11 +14,14 @@ from torchplug.kernels import (
     apply_gate,
     apply_gates,
     eager,
+    pool_and_project,
     pool_channels,
     pool_positions,
     pool_strips,
     pool_weighted,
     project,
+    projections,
+    see_around,
 )
 
 RULES = ("product", "sum", "max", "residual_product", "residual_sum")
@@ -44,10 +47,19 @@ def weigh(x: Tensor, scores: Tensor) -> tuple[Tensor, ...]:
 
 
 def mix(x: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
-    conv = nn.Conv2d(x.shape[1], len(weight), 1, bias=False, dtype=x.dtype)
-    del conv.weight
+    return pass_on(*project(with_weight(weight), x))
+
+
+def pool_and_mix(x: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+    return pass_on(*pool_and_project(with_weight(weight, bias=True), x))
+
+
+def with_weight(weight: Tensor, *, bias: bool = False) -> nn.Conv2d:
+    conv = nn.Conv2d(weight.shape[1], len(weight), 1, bias=bias, dtype=weight.dtype)
+    del conv.weight, conv.bias
     conv.weight = weight  # a tensor that gradcheck can follow
-    return pass_on(*project(conv, x))
+    conv.bias = weight.sum((1, 2, 3)) if bias else None
+    return conv
 
 
 OPERATORS: dict[str, Operator] = {
@@ -56,7 +68,7 @@ OPERATORS: dict[str, Operator] = {
     "pool channels": lambda x, c, s: pass_on(*pool_channels(x, c)),
     "pool by weights": lambda x, c, s: weigh(x, s),
     "project to one": lambda x, c, s: mix(x, c[:1]),
-    "project to many": lambda x, c, s: mix(x, torch.cat([c[:1], 2 * c[:1].flip(1)])),
+    "pool and project": lambda x, c, s: pool_and_mix(x, torch.cat([c[:1], 2 * c[:1].flip(1)])),
     "strips": lambda x, c, s: pass_on(x, *pool_strips(x)),
     "add strips": lambda x, c, s: (add_strips(x[..., :1], x[..., :1, :]),),
     "scale channels": lambda x, c, s: (apply_gate(x, c),),
@@ -202,8 +214,8 @@ def test_hooks_replaced_layers_and_transforms_see_what_they_always_saw(by_pieces
     torch.testing.assert_close(tangent, (ahead - behind) / (2 * step), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("key", ["scse", "gc"])
-def test_compiled_projections_compute_the_same(key: str, by_pieces: None) -> None:
+@pytest.mark.parametrize("key", ["scse", "gc", "cbam", "bam"])
+def test_compiled_modules_compute_the_same(key: str, by_pieces: None) -> None:
     torch._dynamo.reset()
     module = get_card(key).factory(32).double()
     for parameter in module.parameters():
@@ -216,6 +228,37 @@ def test_compiled_projections_compute_the_same(key: str, by_pieces: None) -> Non
         strict=True,
     ):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), module(x), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e3])
+@pytest.mark.parametrize("rule", ["residual_product", "residual_sum"])
+def test_a_compiled_gate_is_right_for_logits_of_any_size(
+    rule: str, scale: float, by_pieces: None
+) -> None:
+    torch._dynamo.reset()
+    x, c, s = (t.detach() for t in draw((2, 4, 3, 3), torch.contiguous_format, torch.float32))
+    compiled = torch.compile(apply_gates, fullgraph=True, backend="aot_eager")
+    ours = compiled(x, scale * c, scale * s, rule)
+    assert ours.isfinite().all()
+    torch.testing.assert_close(ours, apply_gates(x, scale * c, scale * s, rule))
+
+
+def test_samples_in_the_place_of_channels_give_the_same_convolution(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    maps = [torch.randn(3, 1, 9, 8, dtype=torch.float64) for _ in range(2)]
+    conv = nn.Conv2d(2, 1, (5, 3), 2, (2, 1), bias=False, dtype=torch.float64)
+    with torch.no_grad():
+        plain = see_around(conv, maps)
+        monkeypatch.setattr(projections, "SMALLEST_NARROW", 0)
+        conv.forward = None  # type: ignore[assignment]
+        with pytest.raises(TypeError, match="NoneType"):
+            see_around(conv, maps)
+        del conv.forward
+        monkeypatch.setattr(nn.Conv2d, "forward", None)  # not called
+        torch.testing.assert_close(see_around(conv, maps), plain, rtol=1e-12, atol=1e-12)
 
 
 def test_inputs_and_gradients_of_others_are_not_written_to(by_pieces: None) -> None:

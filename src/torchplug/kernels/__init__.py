@@ -1,7 +1,6 @@
 """Operators with a faster eager form; each has a plain twin of the same meaning beside it."""
 
 from torchplug.kernels.attention import attend as attend
-from torchplug.kernels.eager import to_fast_layout as to_fast_layout
 from torchplug.kernels.gates import Rule as Rule
 from torchplug.kernels.gates import add_context as add_context
 from torchplug.kernels.gates import apply_gate as apply_gate
@@ -10,8 +9,10 @@ from torchplug.kernels.pools import add_strips as add_strips
 from torchplug.kernels.pools import pool_channels as pool_channels
 from torchplug.kernels.pools import pool_positions as pool_positions
 from torchplug.kernels.pools import pool_strips as pool_strips
+from torchplug.kernels.projections import pool_and_project as pool_and_project
 from torchplug.kernels.projections import pool_weighted as pool_weighted
 from torchplug.kernels.projections import project as project
+from torchplug.kernels.projections import see_around as see_around
 
 __all__ = [
     "Rule",
@@ -20,10 +21,11 @@ __all__ = [
     "apply_gate",
     "apply_gates",
     "attend",
+    "pool_and_project",
     "pool_channels",
     "pool_positions",
     "pool_strips",
     "pool_weighted",
     "project",
-    "to_fast_layout",
+    "see_around",
 ]

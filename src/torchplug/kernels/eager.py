@@ -26,15 +26,31 @@ def is_worthwhile(x: Tensor) -> bool:
 
     Measured on processors only; elsewhere the plain operators run, and ``torch.compile`` fuses.
     """
+    return is_free(x) and x.numel() >= SMALLEST  # in this order: sizes may be symbols
+
+
+def is_free(x: Tensor) -> bool:
+    """Tell whether nothing transforms the program and ``x`` is a tensor of a processor."""
     return (
         x.device.type == "cpu"
-        and x.numel() >= SMALLEST
         and type(x) in (Tensor, torch.nn.Parameter)
         and not torch.compiler.is_compiling()
         and not torch._C._is_tracing()
         and not torch._C._are_functorch_transforms_active()
         and forward_ad._current_level < 0
     )
+
+
+def is_fused(x: Tensor) -> bool:
+    """Tell whether a compiler is at work on a map of a processor that is worth another form.
+
+    What it fuses it writes itself; a convolution it leaves to a library, for which it lays the map
+    out anew.
+    """
+    compiler = torch.compiler
+    if not compiler.is_compiling() or compiler.is_exporting():
+        return False
+    return x.device.type == "cpu" and x.numel() >= SMALLEST
 
 
 def to_fast_layout(x: Tensor, like: Tensor) -> Tensor:

@@ -10,13 +10,23 @@ Each rule says how two gates, ``c`` of the channels ``(N, C, 1, 1)`` and ``s`` o
 - ``"residual_sum"``: ``x + x sigmoid(c + s)``.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from torchplug.kernels.eager import cut, differentiate, is_worthwhile, learns, sum_positions
+from torchplug.kernels.eager import (
+    cut,
+    differentiate,
+    is_fused,
+    is_worthwhile,
+    learns,
+    sum_positions,
+)
+
+_LOG2E = math.log2(math.e)
 
 Rule = Literal["product", "sum", "max", "residual_product", "residual_sum"]
 
@@ -65,6 +75,8 @@ def apply_gates(x: Tensor, channel: Tensor, spatial: Tensor, rule: Rule) -> Tens
 
 def _apply(how: type["_How"], x: Tensor, *gates: Tensor) -> Tensor:
     learning = learns(x, *gates)
+    if is_fused(x) and not learning:
+        return how.fused(x, *gates)
     if how.forward is how.plain and not learning:
         return how.plain(x, *gates)
     if not is_worthwhile(x):
@@ -75,14 +87,23 @@ def _apply(how: type["_How"], x: Tensor, *gates: Tensor) -> Tensor:
 class _How:
     """One rule: its plain form, and its way forward and back by pieces.
 
-    ``plain`` and ``forward`` take the map and the gates. ``backward`` takes one piece of the
-    gradient, the map and the gates, and writes into the gradients that follow: the map's, then
-    the gates'.
+    ``plain`` and ``forward`` take the map and the gates; ``learn`` also returns what it keeps.
+    ``backward`` takes one piece of the gradient, the map, the gates and what was kept, and writes
+    into the gradients that follow: the map's, then the gates'.
     """
 
     plain: ClassVar[Callable[..., Tensor]]
     forward: ClassVar[Callable[..., Tensor]]
     backward: ClassVar[Callable[..., None]]
+
+    @classmethod
+    def fused(cls, x: Tensor, *gates: Tensor) -> Tensor:
+        """Compute the plain form as a compiler without gradients likes it."""
+        return cls.plain(x, *gates)
+
+    @classmethod
+    def learn(cls, x: Tensor, *gates: Tensor) -> tuple[Tensor, ...]:
+        return (cls.forward(x, *gates),)
 
 
 class _Gating(torch.autograd.Function):
@@ -90,16 +111,18 @@ class _Gating(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, how: type[_How], x: Tensor, *gates: Tensor) -> Tensor:
-        ctx.how = how
-        ctx.save_for_backward(x, *gates)
-        return how.forward(x, *gates)
+        ctx.how, ctx.inputs = how, 1 + len(gates)
+        y, *kept = how.learn(x, *gates)
+        ctx.save_for_backward(x, *gates, *kept)
+        return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
+        inputs = saved[: ctx.inputs]
         if torch.is_grad_enabled():
-            return None, *differentiate(ctx.how.plain, saved, (dy,))
-        grads = [torch.empty_like(tensor) for tensor in saved]
+            return None, *differentiate(ctx.how.plain, inputs, (dy,))
+        grads = [torch.empty_like(tensor) for tensor in inputs]
         for piece in cut(dy, *saved, *grads):
             ctx.how.backward(*piece)
         return None, *grads
@@ -207,38 +230,71 @@ class _Max(_How):
         torch.lerp(s, c, share, out=dx).mul_(dy)
 
 
-class _ResidualProduct(_How):
-    @staticmethod
-    def plain(x: Tensor, c: Tensor, s: Tensor) -> Tensor:
-        return torch.addcmul(x, x, (c * s).sigmoid())
+class _Residual(_How):
+    """The gate is kept for the way back: to make a sigmoid again costs more than to read it."""
+
+    mix: ClassVar[Callable[..., Tensor]]
+    """How the two make one number, and how its gradient is shared."""
+
+    @classmethod
+    def plain(cls, x: Tensor, c: Tensor, s: Tensor) -> Tensor:
+        return torch.addcmul(x, x, cls.mix(c, s).sigmoid())
+
+    @classmethod
+    def forward(cls, x: Tensor, c: Tensor, s: Tensor) -> Tensor:
+        y = torch.empty_like(x)
+        return cls._write(x, c, s, y, y)
+
+    @classmethod
+    def learn(cls, x: Tensor, *gates: Tensor) -> tuple[Tensor, ...]:
+        c, s = gates
+        y, gate = torch.empty_like(x), torch.empty_like(x)
+        return cls._write(x, c, s, y, gate), gate
+
+    @classmethod
+    def _write(cls, x: Tensor, c: Tensor, s: Tensor, y: Tensor, gate: Tensor) -> Tensor:
+        for yi, xi, ci, si, gi in cut(y, x, c, s, gate):
+            torch.addcmul(xi, xi, cls.mix(ci, si, out=gi).sigmoid_(), out=yi)
+        return y
+
+    @classmethod
+    def backward(cls, dy: Tensor, x: Tensor, c: Tensor, s: Tensor, *rest: Tensor) -> None:
+        gate, dx, dc, ds = rest
+        slope = torch.mul(dy, x)
+        torch.ops.aten.sigmoid_backward.grad_input(slope, gate, grad_input=slope)
+        torch.addcmul(dy, dy, gate, out=dx)
+        cls.share(slope, c, s, dc, ds)
 
     @staticmethod
-    def forward(x: Tensor, c: Tensor, s: Tensor) -> Tensor:
-        return _add_gated(x, c, s, torch.mul)
+    def share(slope: Tensor, c: Tensor, s: Tensor, dc: Tensor, ds: Tensor) -> None:
+        """Write the gates' gradients from that of what the sigmoid was made of."""
+        raise NotImplementedError
+
+
+class _ResidualProduct(_Residual):
+    mix = torch.mul
+
+    @classmethod
+    def fused(cls, x: Tensor, *gates: Tensor) -> Tensor:
+        c, s = gates
+        return x + x / (1 + (-_LOG2E * c * s).exp2())  # cheaper than the sigmoid; infinity is right
 
     @staticmethod
-    def backward(
-        dy: Tensor, x: Tensor, c: Tensor, s: Tensor, dx: Tensor, dc: Tensor, ds: Tensor
-    ) -> None:
-        slope = _leave_gated(dy, x, torch.mul(c, s, out=torch.empty_like(x)), dx)
+    def share(slope: Tensor, c: Tensor, s: Tensor, dc: Tensor, ds: Tensor) -> None:
         _sum_channels(slope, c, ds)
         dc.copy_(sum_positions(slope, s))
 
 
-class _ResidualSum(_How):
-    @staticmethod
-    def plain(x: Tensor, c: Tensor, s: Tensor) -> Tensor:
-        return torch.addcmul(x, x, (c + s).sigmoid())
+class _ResidualSum(_Residual):
+    mix = torch.add
+
+    @classmethod
+    def fused(cls, x: Tensor, *gates: Tensor) -> Tensor:
+        c, s = gates
+        return x + x / (1 + (-_LOG2E * c - _LOG2E * s).exp2())
 
     @staticmethod
-    def forward(x: Tensor, c: Tensor, s: Tensor) -> Tensor:
-        return _add_gated(x, c, s, torch.add)
-
-    @staticmethod
-    def backward(
-        dy: Tensor, x: Tensor, c: Tensor, s: Tensor, dx: Tensor, dc: Tensor, ds: Tensor
-    ) -> None:
-        slope = _leave_gated(dy, x, torch.add(c, s, out=torch.empty_like(x)), dx)
+    def share(slope: Tensor, c: Tensor, _s: Tensor, dc: Tensor, ds: Tensor) -> None:
         _sum_channels(slope, torch.ones_like(c), ds)
         _sum_positions(slope, dc)
 
@@ -248,23 +304,6 @@ def _scale_mixed(x: Tensor, c: Tensor, s: Tensor, mix: Callable[..., Tensor]) ->
     for yi, xi, ci, si in cut(y, x, c, s):
         mix(ci, si, out=yi).mul_(xi)
     return y
-
-
-def _add_gated(x: Tensor, c: Tensor, s: Tensor, mix: Callable[..., Tensor]) -> Tensor:
-    y = torch.empty_like(x)
-    for yi, xi, ci, si in cut(y, x, c, s):
-        gate = mix(ci, si, out=yi).sigmoid_()
-        torch.addcmul(xi, xi, gate, out=yi)
-    return y
-
-
-def _leave_gated(dy: Tensor, x: Tensor, energy: Tensor, dx: Tensor) -> Tensor:
-    """Write the gradient of ``x + x sigmoid(energy)`` for ``x``; return that for ``energy``."""
-    gate = energy.sigmoid_()
-    slope = torch.mul(dy, x)
-    torch.ops.aten.sigmoid_backward.grad_input(slope, gate, grad_input=slope)
-    torch.addcmul(dy, dy, gate, out=dx)
-    return slope
 
 
 _RULES: dict[Rule, type[_How]] = {

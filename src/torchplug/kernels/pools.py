@@ -16,7 +16,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from torchplug.kernels.eager import cut, differentiate, is_worthwhile, learns, sum_positions
+from torchplug.kernels.eager import (
+    cut,
+    differentiate,
+    is_fused,
+    is_worthwhile,
+    learns,
+    sum_positions,
+)
 
 
 def pool_positions(x: Tensor, *, maximum: bool = False) -> tuple[Tensor, ...]:
@@ -127,6 +134,9 @@ def _group(x: Tensor, reduce: Callable[..., Tensor]) -> Tensor:
 
 def _plain_channels(x: Tensor, gate: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     scaled = x * gate
+    if is_fused(x):  # the loop over all channels of a position that is written otherwise is slow
+        total = _group(scaled, torch.sum).sum(1, keepdim=True)
+        return x, _group(scaled, torch.amax).amax(1, keepdim=True), total / x.shape[1]
     return x, scaled.amax(1, keepdim=True), scaled.mean(1, keepdim=True)
 
 

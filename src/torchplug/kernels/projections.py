@@ -1,9 +1,10 @@
 """Weigh the channels or the positions of a map that goes on, and add the gradient in place.
 
-The map passes through as in ``torchplug.kernels.pools``. A convolution to one channel reads a map
+The map passes through as in ``torchplug.kernels.pools``. A convolution to few channels reads a map
 and its backward pass writes one, which PyTorch then adds to the rest; here it is added at once.
 """
 
+from collections.abc import Sequence
 from typing import Any, TypeGuard
 
 import torch
@@ -11,8 +12,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from torchplug.kernels import eager
-from torchplug.kernels.eager import cut, differentiate, is_worthwhile, learns
+from torchplug.kernels.eager import (
+    cut,
+    differentiate,
+    is_free,
+    is_fused,
+    is_worthwhile,
+    learns,
+    sum_positions,
+    to_fast_layout,
+)
+from torchplug.kernels.pools import pool_positions
+
+FEWEST, SMALLEST_NARROW = 2, 1 << 12
+"""Samples, and positions of all of them, from which on samples gain in the place of channels."""
 
 
 def project(conv: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -24,18 +37,62 @@ def project(conv: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     >>> y.shape
     torch.Size([1, 1, 2, 2])
     """
-    if not _is_bare(conv):
+    if not _is_pointwise(conv):
         return x, conv(x)
-    if _is_fused(x) and conv.out_channels == 1:
+    if is_fused(x) and conv.out_channels == 1:
         y = (x * conv.weight[0]).sum(1, keepdim=True)  # an operator that the compiler can fuse
         return x, (y if conv.bias is None else y + conv.bias)
-    if not (learns(x, conv.weight) and is_worthwhile(x)):
-        return x, conv(x)
-    if torch.is_autocast_enabled(x.device.type) or x.dtype != conv.weight.dtype:
-        return x, conv(x)
-    if conv.out_channels > 1 and not x.is_contiguous():  # the matrix product is slower there
-        return x, conv(x)
-    return _Project.apply(x, conv.weight, conv.bias)
+    if conv.out_channels == 1 and learns(x, conv.weight) and _is_walkable(x, conv):
+        return _Project.apply(x, conv.weight, conv.bias)
+    return x, conv(x)
+
+
+def pool_and_project(conv: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return ``x`` to go on with, its mean over all positions, and ``conv(x)``.
+
+    Both read ``x`` while it is in the cache. What follows ``conv`` gets its few channels last,
+    where convolutions on processors are faster.
+
+    >>> x, mean, y = pool_and_project(nn.Conv2d(4, 2, 1), torch.ones(1, 4, 2, 2))
+    >>> mean.shape, y.shape
+    (torch.Size([1, 4, 1, 1]), torch.Size([1, 2, 2, 2]))
+    """
+    if _is_pointwise(conv):
+        if is_fused(x) and x.is_contiguous():
+            return _plain_pool_project(x, conv.weight, conv.bias)
+        # products of matrices lose in other layouts and in half precision
+        full = x.dtype in (torch.float32, torch.float64)
+        if full and x.is_contiguous() and _is_walkable(x, conv):
+            bias = conv.weight.new_zeros(len(conv.weight)) if conv.bias is None else conv.bias
+            how = _PoolProject.apply if learns(x, conv.weight, bias) else _pool_project
+            return how(x, conv.weight, bias)
+    x, mean = pool_positions(x)
+    x, y = project(conv, x)
+    return x, mean, to_fast_layout(y, like=x)
+
+
+def see_around(conv: nn.Module, maps: Sequence[Tensor]) -> Tensor:
+    """Return ``conv`` of ``maps``, one channel each, to one channel.
+
+    Without gradients the samples stand in the place of the channels, one convolution by itself for
+    each: libraries walk over channels, of which the maps have hardly any.
+
+    >>> see_around(nn.Conv2d(2, 1, 3, padding=1), [torch.ones(1, 1, 4, 4)] * 2).shape
+    torch.Size([1, 1, 4, 4])
+    """
+    first = maps[0]
+    if not (_is_bare(conv) and conv.bias is None and conv.out_channels == 1 and conv.groups == 1):
+        return conv(torch.cat(list(maps), 1))
+    if learns(*maps, conv.weight) or not is_free(first) or not _is_native(first, conv):
+        return conv(torch.cat(list(maps), 1))
+    if len(first) < FEWEST or first.numel() < SMALLEST_NARROW:
+        return conv(torch.cat(list(maps), 1))
+    samples = torch.cat([one.transpose(0, 1) for one in maps], 1)  # (1, maps * n, h, w)
+    kernels = conv.weight.transpose(0, 1).repeat_interleave(len(first), 0)
+    y = F.conv2d(
+        samples, kernels, None, conv.stride, conv.padding, conv.dilation, groups=len(kernels)
+    )
+    return y.view(len(maps), len(first), 1, *y.shape[2:]).sum(0)
 
 
 def pool_weighted(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -58,19 +115,8 @@ def pool_weighted(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     return _Weighted.apply(x, weights)
 
 
-def _is_fused(x: Tensor) -> bool:
-    """Tell whether a compiler is at work that would call a library for a convolution.
-
-    For one output channel the library lays a large map out anew first.
-    """
-    compiler = torch.compiler
-    if not compiler.is_compiling() or compiler.is_exporting():
-        return False
-    return x.device.type == "cpu" and x.numel() >= eager.SMALLEST
-
-
 def _is_bare(conv: nn.Module) -> TypeGuard[nn.Conv2d]:
-    """Tell whether calling ``conv`` is a 1x1 convolution by its own weight and nothing more."""
+    """Tell whether calling ``conv`` is a convolution by its own weight and nothing more."""
     hooks = (
         conv._forward_hooks,
         conv._forward_pre_hooks,
@@ -79,12 +125,46 @@ def _is_bare(conv: nn.Module) -> TypeGuard[nn.Conv2d]:
     )
     if type(conv) is not nn.Conv2d or any(hooks) or parametrize.is_parametrized(conv):
         return False
+    return conv.padding_mode == "zeros" and "forward" not in vars(conv)
+
+
+def _is_pointwise(conv: nn.Module) -> TypeGuard[nn.Conv2d]:
+    if not _is_bare(conv):
+        return False
     ones = (*conv.kernel_size, *conv.stride, conv.groups)
-    return set(ones) == {1} and set(conv.padding) == {0} and "forward" not in vars(conv)
+    return set(ones) == {1} and set(conv.padding) == {0}
+
+
+def _is_native(x: Tensor, conv: nn.Conv2d) -> bool:
+    return x.dtype == conv.weight.dtype and not torch.is_autocast_enabled(x.device.type)
+
+
+def _is_walkable(x: Tensor, conv: nn.Conv2d) -> bool:
+    return is_worthwhile(x) and _is_native(x, conv)
 
 
 def _plain_project(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
     return x, F.conv2d(x, weight, bias)
+
+
+def _plain_pool_project(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    # for a convolution, or a product without a batch, a compiler would lay the map out anew
+    matrices = weight.flatten(1).expand(len(x), -1, -1)
+    y = torch.bmm(matrices, x.flatten(2)).view(len(x), -1, *x.shape[2:])
+    y = y if bias is None else y + bias.view(-1, 1, 1)
+    return x, x.mean((2, 3), keepdim=True), y
+
+
+def _pool_project(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    n, c, *size = x.shape
+    matrix = weight.flatten(1).t()
+    mean, y = x.new_empty(n, c), x.new_empty(n, *size, len(weight))
+    for xi, mi, yi in cut(x.flatten(2), mean, y.flatten(1, 2)):
+        torch.mean(xi, 2, out=mi)
+        torch.baddbmm(bias, xi.mT, matrix.expand(len(xi), -1, -1), out=yi)
+    return x, mean.view(n, c, 1, 1), y.permute(0, 3, 1, 2)
 
 
 def _plain_weighted(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -107,23 +187,40 @@ class _Project(torch.autograd.Function):
         dx = torch.zeros_like(x) if dx is None else dx
         if dy is None:
             return dx, None, None
-        matrix = weight.flatten(1)
-        dmatrix = torch.zeros_like(matrix)
-        with torch.autocast(x.device.type, enabled=False):
-            for dxi, dyi, xi in cut(dx, dy, x):
-                _add_product(dxi, matrix, dyi)
-                dmatrix += torch.bmm(dyi.flatten(2), xi.flatten(2).mT).sum(0)
+        row = weight.view(1, -1, 1, 1)
+        dweight = torch.zeros_like(weight)
+        for dxi, dyi, xi in cut(dx, dy, x):
+            dxi.addcmul_(row, dyi)
+            dweight += sum_positions(xi, dyi).sum(0, keepdim=True)
         bias = dy.sum((0, 2, 3)) if len(saved) > 2 else None
-        return dx, dmatrix.view_as(weight), bias
+        return dx, dweight, bias
 
 
-def _add_product(dx: Tensor, matrix: Tensor, dy: Tensor) -> None:
-    """Add to ``dx`` the channels of ``dy`` mixed by ``matrix``, ``(K, C)``."""
-    if len(matrix) == 1:
-        dx.addcmul_(matrix.view(1, -1, 1, 1), dy)
-        return
-    for one, grad in zip(dx, dy, strict=True):
-        one.view(one.shape[0], -1).addmm_(matrix.t(), grad.flatten(1))
+class _PoolProject(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*inputs)
+        return _pool_project(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        x, weight, _ = saved = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return differentiate(_plain_pool_project, saved, grads)
+        dx, dmean, dy = grads
+        dx = torch.zeros_like(x) if dx is None else dx
+        n, c, k = x.shape[0], x.shape[1], len(weight)
+        dmean = x.new_zeros(n, c, 1, 1) if dmean is None else dmean
+        dy = x.new_zeros(n, k, *x.shape[2:]) if dy is None else dy
+        with torch.autocast(x.device.type, enabled=False):
+            # the mean is one more row of the matrix, and its gradient the same everywhere
+            shares = (dmean / (x.shape[2] * x.shape[3])).view(n, 1, c)
+            matrix = torch.cat([weight.view(1, k, c).expand(n, -1, -1), shares], 1)
+            rows = F.pad(dy, (0, 0, 0, 0, 0, 1), value=1.0).flatten(2)
+            dx.view(n, c, -1).baddbmm_(matrix.mT, rows)
+            dmatrix = (dy.flatten(2) @ x.flatten(2).mT).sum(0)
+        return dx, dmatrix.view_as(weight), dy.sum((0, 2, 3))
 
 
 class _Weighted(torch.autograd.Function):

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from torchplug.card import Card, CheckpointFormat, Paper, Place, Sample
 from torchplug.errors import explain
-from torchplug.kernels import Rule, apply_gates, pool_positions, project, to_fast_layout
+from torchplug.kernels import Rule, apply_gates, pool_and_project
 from torchplug.nn import check_batch, check_choice, hidden_width, linear_to_conv
 
 Combine = Literal["product", "sum"]
@@ -137,22 +137,14 @@ class BAM(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x`` times one plus its gate."""
-        x, pooled = pool_positions(x)
+        first, *rest = chain.from_iterable(block.children() for block in self.spatial[:-1])
+        x, pooled, spatial = pool_and_project(first, x)
         for norm in (layer[1] for layer in self.channel if isinstance(layer, nn.Sequential)):
             check_batch(pooled, norm, owner="BAM")
-        channel = self.channel(pooled)
-        x, spatial = self._see(x)
+        for layer in (*rest, self.spatial[-1]):
+            spatial = layer(spatial)
         rule: Rule = "residual_product" if self.combine == "product" else "residual_sum"
-        return apply_gates(x, channel, spatial, rule)
-
-    def _see(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return ``x`` to go on with and the spatial branch of it, ``(N, 1, H, W)``."""
-        (reduce, *finish), *others = (list(block.children()) for block in self.spatial[:-1])
-        x, hidden = project(reduce, x)
-        hidden = to_fast_layout(hidden, like=x)
-        for layer in (*finish, *chain.from_iterable(others), self.spatial[-1]):
-            hidden = layer(hidden)
-        return x, hidden
+        return apply_gates(x, self.channel(pooled), spatial, rule)
 
     def extra_repr(self) -> str:
         """Name the resolved widths."""

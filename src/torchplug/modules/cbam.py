@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from torchplug.card import Card, CheckpointFormat, Paper, Place, Sample, State
 from torchplug.errors import explain
-from torchplug.kernels import apply_gate, apply_gates, pool_channels, pool_positions
+from torchplug.kernels import apply_gate, apply_gates, pool_channels, pool_positions, see_around
 from torchplug.nn import check_choice, hidden_width, linear_to_conv
 
 NormLayer = Callable[..., nn.Module]
@@ -164,7 +164,7 @@ class SpatialGate(nn.Module):
 
     def find_gate_of(self, statistics: Sequence[Tensor]) -> Tensor:
         """Return the gate made of maximum and mean over the channels, ``(N, 1, H, W)`` each."""
-        return self.gate(self.norm(self.conv(torch.cat(list(statistics), dim=1))))
+        return self.gate(self.norm(see_around(self.conv, statistics)))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x`` with every position scaled by its gate."""
