@@ -23,7 +23,27 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--layout", nargs="+", default=["contiguous", "channels_last"])
     parser.add_argument("--compile", action="store_true", help="measure compiled forwards too")
     parser.add_argument("--store", type=Path, help="where the JSON goes")
+    parser.add_argument(
+        "--merge", action="store_true", help="replace in the stored file what is measured here"
+    )
     return parser.parse_args(arguments)
+
+
+def load_result(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text())
+
+
+def insert_record(records: list[dict[str, Any]], record: dict[str, Any]) -> None:
+    """Put ``record`` in the place of the one that measured the same, or at the end."""
+
+    def name(one: dict[str, Any]) -> tuple[str, ...]:
+        return tuple(one[part] for part in ("row", "dtype", "layout", "mode"))
+
+    places = [i for i, old in enumerate(records) if name(old) == name(record)]
+    if places:
+        records[places[0]] = record
+    else:
+        records.append(record)
 
 
 def main() -> int:
@@ -43,19 +63,20 @@ def main() -> int:
         print(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(sorted(known))}")
         return 2
     rows = [r for r in ROWS if not options.names or {r.name, r.key} & set(options.names)]
-    records: list[dict[str, Any]] = []
-    result = {
+    run = {
         "command": "python -m benchmarks " + " ".join(sys.argv[1:]),
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "environment": describe_environment(options.device),
         "threads": options.threads,
-        "records": records,
     }
+    result = load_result(options.store) if options.merge else {**run, "records": []}
+    if options.merge:
+        result.setdefault("later", []).append(run)
     print_head()
     for row, dtype, layout in itertools.product(rows, options.dtype, options.layout):
         for record in measure_row(row, dtype, layout, options):
             print_record(record)
-            records.append(record)
+            insert_record(result["records"], record)
         if options.store is not None:  # what is measured stays, whatever comes after
             options.store.parent.mkdir(parents=True, exist_ok=True)
             options.store.write_text(json.dumps(result, indent=1) + "\n")

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.__main__ import insert_record
 from benchmarks.floor import find_floor
 from benchmarks.measure import _check_agreement, _compulsory_bytes
 from benchmarks.memory import find_kept, find_peak
@@ -60,6 +61,16 @@ def test_a_form_that_computes_something_else_stops_the_benchmark() -> None:
     other = nn.Sequential(row.build(), nn.Tanh())
     with pytest.raises(AssertionError, match="differs"):
         _check_agreement(row, [Peer("other", other, ours)], [torch.randn(2, 256, 7, 7)])
+
+
+def test_a_later_run_replaces_the_records_that_it_measures_and_no_other() -> None:
+    def record(row: str, mode: str, ms: float) -> dict[str, object]:
+        return {"row": row, "dtype": "float32", "layout": "contiguous", "mode": mode, "ms": ms}
+
+    records = [record("se", "forward", 1), record("se", "step", 2), record("gc", "forward", 3)]
+    insert_record(records, record("se", "step", 4))
+    insert_record(records, record("gc", "step", 5))
+    assert [r["ms"] for r in records] == [1, 4, 3, 5]
 
 
 def test_a_run_stores_times_memory_and_what_it_ran_on(tmp_path: Path) -> None:
