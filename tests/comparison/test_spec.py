@@ -10,7 +10,6 @@ import torchplug as tp
 from torchplug.comparison import Comparison, Recipe, Variant
 from torchplug.comparison.seeds import derive_seed
 from torchplug.comparison.spec import find_differences
-from torchplug.comparison.trial import augment
 
 
 def make(**changes: object) -> Comparison:
@@ -113,22 +112,3 @@ def test_every_optimizer_and_schedule_takes_its_steps(optimizer: str, schedule: 
     assert max(seen) == pytest.approx(0.1, rel=0.05)
     assert (seen[-1] < 0.05) == (schedule != "constant")
     assert weight.item() != 1
-
-
-def test_a_shift_moves_each_image_as_a_whole() -> None:
-    images = torch.arange(1.0, 65.0).reshape(1, 1, 8, 8).repeat(20, 1, 1, 1)
-    moved = augment(images, "shift", torch.Generator().manual_seed(0))
-    assert len({tuple(image.flatten().tolist()) for image in moved}) > 4
-    for image in moved[:, 0]:
-        row, column = (int(i) for i in (image == 28).nonzero()[0])
-        assert abs(row - 3) <= 1
-        assert abs(column - 3) <= 1
-        assert image[row + 1, column] == 36
-    assert torch.equal(augment(images, "none", torch.Generator()), images)
-
-
-def test_a_mirrored_image_is_mirrored() -> None:
-    images = torch.arange(1.0, 65.0).reshape(1, 1, 8, 8).repeat(40, 1, 1, 1)
-    moved = augment(images, "shift_flip", torch.Generator().manual_seed(0))[:, 0]
-    inner = moved[:, 3, 3] - moved[:, 3, 2]  # +1 as drawn, -1 mirrored
-    assert set(inner.tolist()) == {1.0, -1.0}

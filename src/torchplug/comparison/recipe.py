@@ -24,6 +24,15 @@ _CHOICES = {
     "precision": Precision,
 }
 _WHOLE = {"epochs": 1, "batch_size": 1, "workers": 0}
+_NUMBERS = (
+    "learning_rate",
+    "momentum",
+    "weight_decay",
+    "warmup_epochs",
+    "label_smoothing",
+    "ema",
+    "gradient_clip",
+)
 _POLY_POWER = 0.9
 
 
@@ -200,6 +209,16 @@ _STARTS: dict[str, dict[str, Any]] = {
 
 
 def _check_ranges(recipe: Recipe) -> None:
+    for name in _NUMBERS:
+        value = getattr(recipe, name)
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not math.isfinite(value)
+        ):
+            raise UsageError(
+                explain(f"{name} is a number", repr(value), "write a number, such as 0.1")
+            )
     ranges = {
         "learning_rate": ("above 0", recipe.learning_rate > 0),
         "momentum": ("from 0 to below 1", 0 <= recipe.momentum < 1),

@@ -61,7 +61,7 @@ def train_plainly(study: Study, seed: int) -> tuple[list[float], list[int]]:
             loss.backward()
             optimizer.step()
             schedule.step()
-            total += float(loss)
+            total += float(loss.detach())
         losses.append(total / (len(order) // recipe.batch_size))
     model.eval()
     with torch.no_grad():

@@ -114,8 +114,9 @@ class _Overlap(Meter):
 
     def update(self, predictions: Any, targets: Any, indices: Sequence[int]) -> None:
         masks = targets.long()
-        for prediction, mask, index in zip(predictions, masks, indices, strict=True):
-            matrix = self.matrix(prediction[None], mask[None])  # counts all, returns this image's
+        self.matrix.update(predictions, masks)
+        counts = _count_images(predictions, masks, len(self.classes))
+        for matrix, index in zip(counts, indices, strict=True):
             overlaps = _compute_overlaps(matrix)
             # an image without any asked pixel is neither good nor bad
             mean = sum(overlaps.values()) / len(overlaps) if overlaps else 1.0
@@ -132,6 +133,15 @@ class _Overlap(Meter):
         classes = {self.classes[row]: 100 * overlap for row, overlap in overlaps.items()}
         items = tuple(score for _, score in sorted(gather(self.items)))
         return Score(metrics, classes, items=items)
+
+
+def _count_images(predictions: Tensor, masks: Tensor, classes: int) -> Tensor:
+    """Return the confusion matrix of each image, ``(N, classes, classes)``, in one count."""
+    images = torch.arange(len(masks), device=masks.device)[:, None, None]
+    cells = (images * classes + masks) * classes + predictions
+    asked = cells[masks != IGNORED]
+    counts = torch.bincount(asked, minlength=len(masks) * classes**2)
+    return counts.reshape(-1, classes, classes).cpu()
 
 
 def _compute_overlaps(matrix: Tensor) -> dict[int, float]:

@@ -1,5 +1,6 @@
 """Make the record of one trial: prepare its model, train it, test it."""
 
+import dataclasses
 import platform
 import time
 from collections.abc import Callable
@@ -28,6 +29,7 @@ def perform(
     comparison = study.comparison
     stream = variant.stream(seed)
     digest = comparison.digest(variant, seed)
+    study = _adopt_recipe(study, variant)
     arm = prepare_model(study, variant, seed)
     parameters = describe_parameters(arm)
     with deterministic("training", stream, device=comparison.device):
@@ -60,6 +62,16 @@ def perform(
         "host": platform.node(),
     }
     return record, timing
+
+
+def _adopt_recipe(study: Study, variant: Variant) -> Study:
+    """Return the study with what a search has found for this arm alone."""
+    own = variant.details.get("recipe")
+    if not own:
+        return study
+    comparison = study.comparison
+    recipe = dataclasses.replace(comparison.recipe, **own)
+    return dataclasses.replace(study, comparison=dataclasses.replace(comparison, recipe=recipe))
 
 
 def describe(trained: Trained) -> dict[str, Any]:

@@ -18,6 +18,7 @@ _TOLD = (
     r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",
     r".*lr_scheduler.step\(\).*before.*optimizer.step\(\).*",
     r".*sync_dist=True.*",
+    r".*does not have a deterministic implementation.*",
     r".*Trying to infer the `batch_size`.*",
 )
 
