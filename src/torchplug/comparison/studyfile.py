@@ -42,6 +42,7 @@ from torchplug.comparison.typed import (
     join,
 )
 from torchplug.errors import TorchplugError, UsageError, explain
+from torchplug.hosts import load_maker
 from torchplug.surgery.plan import Start
 from torchplug.surgery.request import Request
 
@@ -81,7 +82,7 @@ class EngineSettings:
 
 _SIMPLE = ("task", "metric", "goal", "margin", "controls", "futility", "device", "devices")
 _COMMAND = ("command", "metric_file")
-_TABLES = ("model", "data", "recipe", "variants", "budget", "seeds", "engine")
+_TABLES = ("model", "data", "recipe", "variants", "budget", "seeds", "engine", "search")
 KEYS = (*_TABLES, *_SIMPLE, *_COMMAND)
 _VARIANT = ("name", "plugs", "module", "at", "options", "start", "stages", "every")
 _PLUG = _VARIANT[2:]
@@ -285,13 +286,18 @@ def _expand(entry: Any, path: str) -> Iterator[tuple[Request, str]]:
     table = check_table(entry, path)
     check_keys(table, _PLUG, path)
     for module in _each(table.get("module"), str, join(path, "module")):
-        card = _located(join(path, "module"), get_card, module)
-        axes = dict(_axes(table, hints_of(card.factory), path))
+        factory = _located(join(path, "module"), _find_factory, module)
+        axes = dict(_axes(table, hints_of(factory), path))
         if isinstance(table["module"], list):
             axes = {"module": [module], **axes}
         for values in itertools.product(*axes.values()):
             point = dict(zip(axes, values, strict=True))
             yield _make_request(module, table, point), _label(point, axes, table)
+
+
+def _find_factory(module: str) -> Any:
+    """Return the class of a key of the catalogue, or a class of the user's own."""
+    return load_maker(module) if ":" in module else get_card(module).factory
 
 
 def _axes(

@@ -36,6 +36,12 @@ class Request:
     stages: tuple[int, ...] | None = None
     every: int | None = None
 
+    def __post_init__(self) -> None:
+        taken = [option for option in self.options if option in _WORDS_OF_PLUG]
+        if self.is_own and taken:
+            rule = f"options of a module of your own are none of {', '.join(_WORDS_OF_PLUG)}"
+            raise UsageError(explain(rule, ", ".join(taken), "rename it in your class"))
+
     @classmethod
     def parse(cls, text: str) -> "Request":
         """Read ``MODULE[@PLACE][:OPTION=VALUE,…]``.
@@ -79,10 +85,6 @@ def _check_own(request: Request, text: str) -> None:
         fix = f"write {request.module}@stage, or another role, path or glob"
         rule = "a module of your own has no paper that says where it goes"
         raise UsageError(explain(rule, repr(text), fix))
-    taken = [option for option in request.options if option in _WORDS_OF_PLUG]
-    if taken:
-        rule = f"options of a module of your own are none of {', '.join(_WORDS_OF_PLUG)}"
-        raise UsageError(explain(rule, ", ".join(taken), "rename it in your class"))
 
 
 def _read_options(text: str, whole: str) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from torchplug.surgery.intake import Intake
 from torchplug.surgery.replace import Replacement
 
 Cut = Callable[[Any], None]
+_SURGERY = "torchplug.surgery."
 
 
 def cut_plugs(model: nn.Module) -> dict[str, str]:
@@ -85,16 +86,21 @@ def cut_module(module: nn.Module, *, is_attached: bool = True) -> str:
     return told
 
 
-def _find_modules(plug: nn.Module) -> Iterator[tuple[nn.Module, bool]]:
-    """Yield the modules that a plug holds, and whether each keeps the map's shape behind a host."""
+def _find_modules(plug: nn.Module, *, is_attached: bool = True) -> Iterator[tuple[nn.Module, bool]]:
+    """Yield the modules that a plug holds, and whether each refines a map behind a host's module.
+
+    What surgery puts around a module holds it as ``module``.
+    """
     if isinstance(plug, Intake):
         yield from ((module, False) for module in plug.embeddings)
-    elif isinstance(plug, IdentityStart):
-        yield plug.module, True
-    elif isinstance(plug, Replacement):
-        yield plug.module, False
+        return
+    inner = getattr(plug, "module", None)
+    is_wrapper = isinstance(plug, IdentityStart) or type(plug).__module__.startswith(_SURGERY)
+    if is_wrapper and isinstance(inner, nn.Module):
+        is_behind = is_attached and not isinstance(plug, Replacement)
+        yield from _find_modules(inner, is_attached=is_behind)
     else:
-        yield plug, True
+        yield plug, is_attached
 
 
 def _find_rule(module: nn.Module, *, is_attached: bool) -> tuple[str, Cut]:
