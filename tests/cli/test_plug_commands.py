@@ -1,13 +1,17 @@
 """Plug and check, run as a user runs them."""
 
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
 import torchplug as tp
 from tests.cli.test_commands import run
+from torchplug.cli import plug as commands
+from torchplug.cli.app import app
 from torchplug.hosts import build_model
 
 MODEL = "torchplug:resnet8"
@@ -77,7 +81,11 @@ def test_plug_draws_the_plugged_model(tmp_path: Path) -> None:
         (("--plug", "se", "--weights", "nothing.pt"), "the weights nothing.pt must be readable"),
         (("--plug", "se", "--weights", "other.pt"), "other.pt must fit torchplug:resnet8"),
         (("--plug", "se", "--plug", "gc@layer9"), "got 'layer9', which matches none"),
-        (("--plug", "se", "--save", "missing/x.safetensors"), "must be writable"),
+        (("--plug", "se", "--save", "missing/x.safetensors"), "must be writable: got no folder"),
+        (("--plug", "se", "--save", "."), "must be writable: got a folder"),
+        (("--plug", "se", "--draw", "missing/x.svg"), "must be writable: got no folder"),
+        (("--plug", "se", "--draw", "other.pt/x.svg"), "must be writable: got no folder"),
+        (("--plug", "se", "--draw", "x.safetensors"), "write a file each"),
     ],
 )
 def test_bad_requests_are_one_line_and_write_nothing(
@@ -90,7 +98,25 @@ def test_bad_requests_are_one_line_and_write_nothing(
     assert done.returncode == 2
     assert text in done.stderr
     assert len(done.stderr.splitlines()) == 1
+    assert not done.stdout  # nothing was plugged for nothing
     assert [path.name for path in tmp_path.iterdir()] == ["other.pt"]
+
+
+@pytest.mark.parametrize("late", [["--save", "x.safetensors"], ["--draw", "missing/x.svg"]])
+def test_what_cannot_be_written_is_said_before_a_model_is_built(
+    late: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def build(*_: object, **__: object) -> None:
+        pytest.fail("a model was built")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(commands, "build_model", build)
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)  # as if it were not installed
+    result = CliRunner().invoke(app, ["plug", MODEL, *SHAPE, "--plug", "se", *late])
+    wanted = tp.MissingExtra if "--save" in late else tp.UsageError
+    assert isinstance(result.exception, wanted)
+    assert "torchplug[files]" in str(result.exception) or "--draw" in late
+    assert not list(tmp_path.iterdir())
 
 
 def test_check_of_a_wrong_file_is_one_line_and_status_1(tmp_path: Path) -> None:

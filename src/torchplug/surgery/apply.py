@@ -1,5 +1,6 @@
 """Plug a model as a file says: the one line that a training script adds."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -154,8 +155,10 @@ def _run(model: nn.Module, example: Arguments) -> Any:
 def _join(reports: Sequence[PlugReport], absolute: float, relative: float) -> PlugReport:
     first, last = reports[0], reports[-1]
     plugs = tuple(planned for report in reports for planned in report.plan.plugs)
+    examples = (report.plan.example for report in reports)
+    example = next((example for example in examples if example is not None), None)
     return PlugReport(
-        plan=Plan(host=first.plan.host, plugs=plugs, seed=first.plan.seed),
+        plan=dataclasses.replace(first.plan, plugs=plugs, example=example),
         base_tensors=first.base_tensors,
         base_parameters=first.base_parameters,
         module_parameters=sum(report.module_parameters for report in reports),
@@ -165,6 +168,7 @@ def _join(reports: Sequence[PlugReport], absolute: float, relative: float) -> Pl
         flops=(first.flops[0], last.flops[1]),
         idle_parameters=sum(report.idle_parameters for report in reports),
         skipped=tuple(place for report in reports for place in report.skipped),
+        notes=tuple(note for report in reports for note in report.notes),
     )
 
 

@@ -17,6 +17,7 @@ from torchplug.modules import AsymmetricConv, MixConv
 from torchplug.nn import IdentityStart
 from torchplug.surgery.fitting import fit_block, fit_convolution, is_plain
 from torchplug.surgery.intake import Entrance, Intake
+from torchplug.surgery.layout import ChannelsSecond, with_channels_second
 from torchplug.surgery.plan import PlannedPlug
 from torchplug.surgery.replace import Beside, Blend, Instead, Replacement
 from torchplug.surgery.seeding import seed_from
@@ -152,10 +153,12 @@ def build_plug(recipe: Recipe, place: Place, planned: PlannedPlug, seed: int) ->
 
 
 def _build_behind(recipe: Recipe, place: Place, planned: PlannedPlug) -> nn.Module:
-    site = place.site
+    site = with_channels_second(place.site)
     detail = f"channels={site.channels}"
     module = _construct(lambda: recipe.build(site, planned), recipe, site, detail)
     _check_shape(module, recipe, site, [site.shape])
+    if site is not place.site:
+        module = ChannelsSecond(module)
     if planned.start == "identity" and not getattr(module, "identity_at_start", False):
         return IdentityStart(module)
     return module

@@ -19,6 +19,7 @@ from torchplug.surgery.plugfile import PlugFile, read_plug_file, read_tensors, w
 from torchplug.surgery.rebuild import Factories, build_empty, build_steps
 from torchplug.surgery.report import Count, count_parameters
 from torchplug.surgery.scene import Scene
+from torchplug.surgery.specimen import rebuild
 from torchplug.surgery.trace import Arguments, read_example
 from torchplug.surgery.verify import Base, Step, verify
 
@@ -124,7 +125,9 @@ def read_plan_of(model: nn.Module) -> Plan:
         own = dataclasses.replace(planned, path=path, name=name)
         plans.append(dataclasses.replace(holder.plans[key], plugs=(own,)))
     entries = tuple(plan.plugs[0] for plan in plans)
-    return Plan.from_json(Plan(host=_class(model), plugs=entries, seed=plans[0].seed).to_json())
+    example = next((plan.example for plan in plans if plan.example is not None), None)
+    whole = Plan(host=_class(model), plugs=entries, seed=plans[0].seed, example=example)
+    return Plan.from_json(whole.to_json())
 
 
 def _class(model: nn.Module) -> str:
@@ -160,7 +163,8 @@ def load(
             weights than when the file was saved are allowed; the report says so.
         path: a file that :func:`torchplug.save` wrote.
         example: the shape of a small batch, a tensor, or the arguments of the forward. With it
-            the model runs, and each plug must run once and a backward pass must work.
+            the model runs, and each plug must run once and a backward pass must work. A file
+            whose places show themselves only in a run holds the shapes of its own.
         factories: modules of your own, by the name in the plan (``"package.module:Class"``): the
             class or function ``(site) -> Module`` that was plugged.
 
@@ -186,6 +190,8 @@ def load(
     arguments = None if example is None else read_example(example, model)
     file = read_plug_file(Path(path))
     same_base = _check_base(model, file)
+    if arguments is None and file.plan.example is not None:
+        arguments = rebuild(file.plan.example, model)
     scene = None if arguments is None else _look(model, arguments)
     empty = build_empty(file.plan, factories or {}, model, scene)
     _check_tensors(file, empty)

@@ -8,11 +8,15 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from torchplug.errors import UsageError, explain
+from torchplug.surgery.classes import is_class, read_options, write_options
+from torchplug.surgery.specimen import Specimen, is_specimen
 from torchplug.surgery.strict_json import parse_json
 
 Start = Literal["identity", "seeded", "paper"]
 Mode = Literal["attach", "replace", "merge"]
 """Behind a host's module, in its place, or at the entrance of one that receives several maps."""
+
+Layout = Literal["NCHW", "NHWC"]
 
 FORMAT = 1
 
@@ -48,6 +52,8 @@ class PlannedPlug:
     role: str = "named"
     stage: int | None = None
     mode: Mode = "attach"
+    layout: Layout = "NCHW"
+    """Where the channels of ``shape`` are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,19 +70,28 @@ class Plan:
 
     plugs: tuple[PlannedPlug, ...]
     seed: int
+    example: Specimen | None = None
+    """Shapes and types of the example, where a place shows itself only when the model runs."""
 
     def to_json(self) -> str:
         """Return the plan as JSON text, the same for equal plans.
 
         Raises:
-            UsageError: if an option is not JSON: a class, say.
+            UsageError: if an option is not JSON, and no class of torch.nn or torchplug.
         """
         content = {"format": FORMAT, **dataclasses.asdict(self)}
+        if self.example is None:
+            del content["example"]
         try:
+            for entry in content["plugs"]:
+                entry["options"] = write_options(entry["options"])
+                if entry["layout"] == "NCHW":  # nearly all are: said where it differs
+                    del entry["layout"]
             return json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n"
         except (TypeError, ValueError) as error:
             text = explain(
-                "a plan file holds numbers, texts, booleans and lists of these",
+                "a plan file holds numbers, texts, booleans, classes of torch.nn or torchplug, and "
+                "lists of these",
                 str(error),
                 "keep such options in code and plug without a plan",
             )
@@ -120,7 +135,8 @@ def _read_plug(entry: Any, place: int) -> PlannedPlug:
     if type(entry) is not dict:
         raise ValueError(f"plug {place} is {type(entry).__name__}, not an object")
     check_fields(entry, _PLUG_RULES, f"plug {place}")
-    return PlannedPlug(**{**entry, "shape": tuple(entry["shape"])})
+    options = read_options(entry.get("options", {}))
+    return PlannedPlug(**{**entry, "shape": tuple(entry["shape"]), "options": options})
 
 
 def check_fields(content: Mapping[str, Any], rules: Mapping[str, "Rule"], owner: str) -> None:
@@ -161,6 +177,20 @@ def is_simple(value: Any) -> bool:
     return value is None or type(value) is bool or value == "" or is_text(value)
 
 
+def _is_option(value: Any) -> bool:
+    if type(value) is list:
+        return len(value) <= _LONGEST_TEXT and all(map(_is_option, value))
+    return is_simple(value) or is_class(value)
+
+
+def _are_planned_options(value: Any) -> bool:
+    return (
+        type(value) is dict
+        and all(map(_is_option, value.values()))
+        and are_options(dict.fromkeys(value))
+    )
+
+
 def are_options(value: Any) -> bool:
     """Whether these are options of a module; device and type are the host's to say."""
     return (
@@ -174,16 +204,19 @@ Rule = tuple[Callable[[Any], bool], str]
 _PLAN_RULES: dict[str, Rule] = {
     "host": (is_text, "a text"),
     "seed": (lambda value: type(value) is int and abs(value) < 2**63, "a whole number"),
+    "example": (is_specimen, "shapes and types of arguments that fit in memory"),
 }
 _PLUG_RULES: dict[str, Rule] = {
     **dict.fromkeys(("path", "name", "module", "role"), (is_text, "a text")),
     "shape": (_is_shape, f"four numbers from 1 to {LARGEST}, of a map that fits in memory"),
     "channels": (_is_count, f"a number from 1 to {LARGEST}"),
     "options": (
-        are_options,
-        "numbers, texts, booleans and lists of these by name, without device and dtype",
+        _are_planned_options,
+        "numbers, texts, booleans, known classes and lists of these by name, without device and "
+        "dtype",
     ),
     "start": (lambda value: value in get_args(Start), f"one of {', '.join(get_args(Start))}"),
+    "layout": (lambda value: value in get_args(Layout), "NCHW or NHWC"),
     "mode": (lambda value: value in get_args(Mode), f"one of {', '.join(get_args(Mode))}"),
     "stage": (lambda value: value is None or type(value) is int, "a number or null"),
 }

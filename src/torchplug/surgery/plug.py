@@ -19,6 +19,7 @@ from torchplug.surgery.report import PlugReport, count_parameters
 from torchplug.surgery.scene import Scene
 from torchplug.surgery.select import At
 from torchplug.surgery.sites import Site
+from torchplug.surgery.specimen import describe
 from torchplug.surgery.trace import read_example
 from torchplug.surgery.verify import Base, Step, verify
 
@@ -49,7 +50,8 @@ def plug(
         model: the host. It must not be compiled, scripted or wrapped for distributed training
             yet: plug the inner module first.
         what: a key of the catalogue (``"cbam"``), a module class whose first argument is the
-            number of channels, a factory ``(site) -> Module``, or a :class:`Plan` to repeat.
+            number of channels, a factory ``(site) -> Module``, or a :class:`Plan` to repeat. A
+            module gets maps (N, C, H, W) also from a host that keeps its channels last.
         at: where: a role (``"bottleneck"``, ``"stage"``, …: :func:`torchplug.sites` shows them),
             the id of a site, a module path, a glob (``"layer?.*.bn2"``; ``**`` crosses dots),
             ``"re:…"``, a module class, a predicate ``(path, module) -> bool`` or
@@ -101,7 +103,7 @@ def plug(
     how = mode_of(recipe) if mode is None else mode
     _check_words(start, how)
     chosen = choose_sites(scene, recipe, how, at, stages, every, within=within, where=where)
-    plan = _make_plan(model, recipe, chosen, options, start, seed, how)
+    plan = _make_plan(scene, recipe, chosen, options, start, seed, how)
     if at is not None or how != "replace":
         return _attach(plan, _build(plan, [recipe] * len(chosen), scene), scene)
     steps, skipped = _build_fitting(plan, recipe, chosen, scene)
@@ -245,7 +247,7 @@ def _check_words(start: str, mode: str) -> None:
 
 
 def _make_plan(
-    model: nn.Module,
+    scene: Scene,
     recipe: Recipe,
     chosen: list[Site],
     options: Mapping[str, Any],
@@ -265,10 +267,25 @@ def _make_plan(
             role=site.role,
             stage=site.stage,
             mode=mode,
+            layout="NHWC" if site.layout == "NHWC" else "NCHW",
         )
         for site in chosen
     )
-    return Plan(host=type(model).__name__, plugs=plugs, seed=seed)
+    host = type(scene.model).__name__
+    example = describe(scene.arguments) if needs_run(scene.model, plugs) else None
+    return Plan(host=host, plugs=plugs, seed=seed, example=example)
+
+
+def needs_run(model: nn.Module, plugs: Sequence[PlannedPlug]) -> bool:
+    """Whether layers do not tell what a plug must be built with: in the place of a block, say."""
+    return any(
+        planned.mode == "merge"
+        or (
+            planned.mode == "replace"
+            and not isinstance(model.get_submodule(planned.path), nn.Conv2d)
+        )
+        for planned in plugs
+    )
 
 
 def _build(plan: Plan, recipes: Sequence[Recipe], scene: Scene) -> list[Step]:

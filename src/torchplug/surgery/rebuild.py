@@ -16,6 +16,7 @@ from torchplug.catalog import cards
 from torchplug.errors import PlugError, UsageError, explain, nearest
 from torchplug.surgery.build import Place, Recipe, build_plug, read_recipe
 from torchplug.surgery.fingerprint import join
+from torchplug.surgery.layout import CHANNELS_LAST
 from torchplug.surgery.op_anchor import find_carrier, weight_prefix
 from torchplug.surgery.plan import Plan, PlannedPlug
 from torchplug.surgery.scene import Scene
@@ -147,22 +148,23 @@ def _pass_through(conv: nn.Conv2d) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 def _make_site(planned: PlannedPlug, recipe: Recipe, model: nn.Module, device: str | None) -> Site:
     """The site of a planned plug, from the plan and the module that carries it."""
-    height, width = planned.shape[2:]
+    is_last = planned.layout == CHANNELS_LAST
+    height, width = planned.shape[1:3] if is_last else planned.shape[2:]
     if not recipe.takes_site and device is None:
         # a module of channels is tested as well on a small map, which a file cannot make huge
         height, width = min(height, _LARGEST_TEST_MAP), min(width, _LARGEST_TEST_MAP)
-    like = _find_float(find_carrier(model, planned.path), model)
+    like, channels = _find_float(find_carrier(model, planned.path), model), planned.channels
     return Site(
         role=planned.role,
         path=planned.path,
         anchor=planned.path,
         stage=planned.stage,
-        shape=(1, planned.channels, height, width),
-        channels=planned.channels,
+        shape=(1, height, width, channels) if is_last else (1, channels, height, width),
+        channels=channels,
         size=(height, width),
         stride=1,
         runs=1,
-        layout="NCHW",
+        layout=planned.layout,
         device=torch.device(device) if device else like.device,
         dtype=like.dtype,
     )

@@ -78,7 +78,7 @@ def find_blocks(trace: Trace) -> list[ResidualBlock]:
         if add.op not in _ADDS or len(operands) != 2 or operands[0].shape != operands[1].shape:
             continue
         call = _executing_call(add, operands)
-        branch = _find_branch(operands, call)
+        branch = _find_branch(operands, call) or _find_branch_beside(add, operands, call)
         if branch is not None:
             blocks.append(ResidualBlock(add, branch, call))
     return blocks
@@ -122,6 +122,16 @@ def _find_branch(operands: list[Value], call: Call) -> Value | None:
         if identity or (_is_light(own[shortcut]) and mixing[branch] > mixing[shortcut]):
             return operands[branch]
     return None
+
+
+def _find_branch_beside(add: Value, operands: list[Value], call: Call) -> Value | None:
+    """Return the branch of a block that got its shortcut ready made, as an argument (DLA)."""
+    inside = [value for value in operands if value.is_inside(call)]
+    depth = add.calls.index(call)
+    if len(inside) != 1 or depth == 0:
+        return None
+    branch = _find_branch(operands, add.calls[depth - 1])
+    return branch if branch is inside[0] else None
 
 
 def _is_one_convolution(values: set[Value]) -> bool:

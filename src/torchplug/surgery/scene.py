@@ -136,9 +136,9 @@ def _area(shape: tuple[int, ...]) -> int:
 
 
 def _check_site(site: Site, planned: PlannedPlug, taken: set[tuple[str, str]]) -> None:
-    if site.layout != "NCHW":
+    if site.layout != "NCHW" and planned.mode != "attach":
         text = explain(
-            "a plug works on maps (N, C, H, W)",
+            "a plug in the place of a module works on maps (N, C, H, W)",
             f"{site.path}, whose map is {site.layout}",
             "choose a place where the channels come second",
         )
