@@ -61,8 +61,9 @@ def test_images_with_boxes_are_divided_by_their_rarest_class() -> None:
         Sample(f"{i}.png", FileSource("nowhere"), boxes(0, 1) if i < 10 else boxes(0), 1)
         for i in range(100)
     ]
-    _, taken = split_off(samples, 0.4, "set", "test")
-    assert sum(len(sample.target.labels) == 2 for sample in taken) == 4
+    for purpose in ("test", "validation", "another", "one more"):  # not by chance
+        _, taken = split_off(samples, 0.4, "set", purpose)
+        assert sum(len(sample.target.labels) == 2 for sample in taken) == 4
 
 
 def test_given_parts_are_kept_and_the_missing_one_is_taken_from_train() -> None:

@@ -49,7 +49,7 @@ def _draw_scene(
     scans: Floats, digits: NDArray[np.int64], order: Iterator[int], random: np.random.RandomState
 ) -> Scene:
     canvas = _draw_ground(random)
-    for _ in range(random.randint(4, 9)):
+    for _ in range(random.randint(6, 12)):
         if random.rand() < 0.75:
             ink = _draw_scrap(scans[random.randint(len(scans))], random)
         else:
@@ -84,8 +84,8 @@ def _draw_ground(random: np.random.RandomState) -> Floats:
 
 
 def _draw_scrap(scan: Floats, random: np.random.RandomState) -> Floats:
-    """A window of 3 to 5 of the 8 x 8 pixels of a scan, enlarged and turned any way."""
-    height, width = random.randint(3, 6, 2)
+    """A window of 3 or 4 of the 8 x 8 pixels of a scan, enlarged and turned: never a whole digit."""
+    height, width = random.randint(3, 5, 2)
     top, left = random.randint(0, 9 - height), random.randint(0, 9 - width)
     window = scan[top : top + height, left : left + width]
     scale = _draw_side(random) / 8
