@@ -169,7 +169,7 @@ def test_a_dry_run_tells_trials_time_and_power_and_writes_nothing(run, tmp_path:
     assert "16: 4 arms with seeds 0, 1, 2, 3" in done.out
     assert "parameters for a variant that wins: 4 more trials" in done.out
     assert (
-        "with 80 %, a difference of 0.79 points if paired differences deviate by 0.35" in done.out
+        "with 80 %, a difference of 0.74 points if paired differences deviate by 0.35" in done.out
     )
     assert not list(tmp_path.iterdir())
 

@@ -210,6 +210,10 @@ def test_a_changed_script_is_another_comparison(tmp_path: Path) -> None:
     assert hash_command(command) == first
     script.write_text("2")
     assert hash_command(command) != first
+    script.write_text("#!/bin/sh")
+    first = hash_command(f"{script} {{seed}}")
+    script.write_text("#!/bin/sh\n")
+    assert hash_command(f"{script} {{seed}}") != first
 
 
 def test_the_program_of_a_killed_driver_is_ended_before_its_trial_runs_again(

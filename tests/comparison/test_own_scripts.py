@@ -75,6 +75,7 @@ def test_ultralytics_trains_what_is_plugged(tmp_path: Path) -> None:
 
 
 LOST = """
+import sys
 from ultralytics import YOLO
 import torchplug
 words = dict(zip(sys.argv[1::2], sys.argv[2::2]))

@@ -12,6 +12,7 @@ from torchplug.errors import UsageError, explain
 
 if TYPE_CHECKING:
     from torchplug.comparison import Comparison
+    from torchplug.comparison.search import Search
     from torchplug.comparison.studyfile import EngineSettings
 
 _COMPARED = "what is compared"
@@ -79,6 +80,10 @@ def compare(
     metric_file: Annotated[str | None, _what("where it leaves the metric")] = None,
     device: Annotated[str | None, _what("where to train: cpu, cuda")] = None,
     devices: Annotated[int | None, _what("of one trial, by DDP")] = None,
+    rungs: Annotated[
+        str | None,
+        _what("search a learning rate for every arm first, on validation: epochs, such as 2,6"),
+    ] = None,
     name: _RunName = None,
     out: Annotated[Path, _how("where runs are kept")] = Path("runs"),
     engine: Annotated[str | None, _how("auto, inline, pool, ray or slurm")] = None,
@@ -110,14 +115,20 @@ def compare(
         _check_alone(options)
         watch_run(watch, once=once)
         return
-    comparison, settings = _read(options)
+    # the statistics and figures take seconds to import, which `torchplug list` need not wait for
+    from torchplug.comparison.search import read_search
+    from torchplug.comparison.studyfile import read_study
+
+    content = _read(options)
+    comparison, settings = read_study(content)
+    search = read_search(content)
     directory = out / (name or _name_run(study, comparison))
     if dry_run:
         from torchplug.cli.preview import preview
 
-        preview(comparison, settings, directory)
+        preview(comparison, settings, directory, search)
         return
-    _run(comparison, settings, directory, lang)
+    _run(comparison, settings, directory, lang, search)
 
 
 def report(
@@ -135,7 +146,7 @@ def report(
 
 _FLAGS = ("model", "plug", "data", "task", "metric", "goal", "seeds", "base", "recipe", "epochs",
           "image_size", "margin", "controls", "futility", "budget", "command", "metric_file",
-          "device", "devices")  # fmt: skip
+          "device", "devices", "rungs")  # fmt: skip
 _SETTINGS = ("engine", "address", "workers")
 _SAME = ("task", "metric", "goal", "margin", "futility", "command", "metric_file", "device",
          "devices")  # fmt: skip
@@ -153,19 +164,18 @@ def _check_alone(options: Mapping[str, Any]) -> None:
         raise UsageError(explain("--watch only looks", got, fix))
 
 
-def _read(options: Mapping[str, Any]) -> "tuple[Comparison, EngineSettings]":
-    """Make a comparison of a study file or of the options."""
-    # the statistics and figures take seconds to import, which `torchplug list` need not wait for
-    from torchplug.comparison.studyfile import load_content, read_study
+def _read(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the content of a study file, or of one that would say what the options say."""
+    from torchplug.comparison.studyfile import load_content
 
     given = _given(options, _FLAGS)
     if options["study"] is None:
-        return read_study(_set_engine(_to_content(given), options))
+        return _set_engine(_to_content(given), options)
     if given:
         got = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         fix = "write it into the study file"
         raise UsageError(explain("a study file says what is compared", got, fix))
-    return read_study(_set_engine(load_content(options["study"]), options))
+    return _set_engine(load_content(options["study"]), options)
 
 
 def _set_engine(content: dict[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
@@ -190,7 +200,10 @@ def _to_content(given: Mapping[str, Any]) -> dict[str, Any]:
         recipe = load_content(given["recipe"]) if "recipe" in given else {}
         content["recipe"] = recipe | _rename(given, epochs="epochs")
     if "seeds" in given:
-        content["seeds"] = _read_seeds(given["seeds"])
+        content["seeds"] = _read_numbers(given["seeds"], "seeds")
+    if "rungs" in given:
+        rungs = _read_numbers(given["rungs"], "rungs")
+        content["search"] = {"rungs": rungs if isinstance(rungs, list) else [rungs]}
     if "controls" in given:
         content["controls"] = [word.strip() for word in given["controls"].split(",")]
     if "budget" in given:
@@ -202,12 +215,12 @@ def _rename(given: Mapping[str, Any], **names: str) -> dict[str, Any]:
     return {new: given[old] for old, new in names.items() if old in given}
 
 
-def _read_seeds(text: str) -> int | list[int]:
+def _read_numbers(text: str, what: str) -> int | list[int]:
     try:
         numbers = [int(part) for part in text.split(",")]
     except ValueError as error:
         fix = "write 5, or 3,5,8"
-        raise UsageError(explain("seeds are a number or a list", repr(text), fix)) from error
+        raise UsageError(explain(f"{what} are a number or a list", repr(text), fix)) from error
     return numbers if "," in text else numbers[0]
 
 
@@ -220,13 +233,27 @@ def _name_run(study: Path | None, comparison: "Comparison") -> str:
     return "".join(letter if letter.isalnum() or letter in "-_.@=" else "_" for letter in text)
 
 
-def _run(comparison: "Comparison", settings: "EngineSettings", directory: Path, lang: str) -> None:
+def _run(
+    comparison: "Comparison",
+    settings: "EngineSettings",
+    directory: Path,
+    lang: str,
+    search: "Search | None",
+) -> None:
     from torchplug.comparison.run import run_comparison
     from torchplug.reporting import write_report
     from torchplug.reporting.language import load_wording
 
     load_wording(lang)
+    place = settings.place
+    if search is not None:
+        from torchplug.comparison.search import tune
+        from torchplug.comparison.session import Inputs
+
+        study = Inputs(comparison.model, comparison).make_study(check=True)
+        beside = directory.with_name(f"{directory.name}.search")
+        comparison = tune(study, search, beside, print_line)
     with ProgressDisplay() as display:
-        result = run_comparison(comparison, directory, settings.place, on_event=display.show)
+        result = run_comparison(comparison, directory, place, on_event=display.show)
     print_result(result)
     print_line(f"report: {write_report(directory, lang)}")

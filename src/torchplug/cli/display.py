@@ -1,6 +1,5 @@
 """What is shown while a comparison runs, and what is printed at its end."""
 
-import sys
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -160,8 +159,3 @@ def _judge_again(row: "Row") -> str:
 def print_line(text: str) -> None:
     """Print one line as it is, however long."""
     console.print(text, soft_wrap=True, highlight=False, markup=False)
-
-
-def is_terminal() -> bool:
-    """Whether somebody watches."""
-    return sys.stdout.isatty()

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torchplug.comparison import Comparison
     from torchplug.comparison.arms import Study
     from torchplug.comparison.estimate import Estimate
+    from torchplug.comparison.search import Search
     from torchplug.comparison.spec import Variant
     from torchplug.comparison.store import Store
     from torchplug.comparison.studyfile import EngineSettings
@@ -22,7 +23,12 @@ _USUAL = {"classification": 0.35, "segmentation": 1.0, "detection": 1.0}
 _ENOUGH = 3
 
 
-def preview(comparison: "Comparison", settings: "EngineSettings", directory: Path) -> None:
+def preview(
+    comparison: "Comparison",
+    settings: "EngineSettings",
+    directory: Path,
+    search: "Search | None" = None,
+) -> None:
     """Print what would be run; nothing is written."""
     from torchplug.comparison.controls import find_controls
     from torchplug.comparison.rehearsal import rehearse
@@ -32,7 +38,8 @@ def preview(comparison: "Comparison", settings: "EngineSettings", directory: Pat
     workers = settings.place.workers or 1
     study = Inputs(comparison.model, comparison).make_study(check=True)
     store = Store(directory)
-    store.check(_identify(comparison, study), study.data.digest)
+    if search is None:  # else the recipe is not known before
+        store.check(_identify(comparison, study), study.data.digest)
     asked = find_controls(study, comparison.variants, comparison.controls)
     arms = (*comparison.arms, *(each.arm for each in asked if each.arm is not None))
     costs = rehearse(study, arms, {}).costs
@@ -41,6 +48,7 @@ def preview(comparison: "Comparison", settings: "EngineSettings", directory: Pat
     console.print()
     for line in (
         *(f"no {each.kind} control of {each.of}: {each.reason}" for each in asked if not each.arm),
+        *_say_search(comparison, search),
         _say_trials(comparison, store, arms),
         _say_time(comparison, arms, estimate, workers),
         _say_controls(comparison, estimate),
@@ -100,6 +108,17 @@ def _count(number: int | None) -> str:
 def _time_of(arm: "Variant", seconds: Mapping[str, float]) -> float | None:
     """Return the time of an arm's trial; that of what it belongs to where it was not timed."""
     return seconds.get(arm.name, seconds.get(arm.of))
+
+
+def _say_search(comparison: "Comparison", search: "Search | None") -> list[str]:
+    if search is None:
+        return []
+    epochs = search.count_epochs(comparison.recipe.epochs)
+    rungs = ", ".join(map(str, search.rungs_for(comparison.recipe.epochs)))
+    return [
+        f"search    {search.settings} settings of each arm, the baseline too; a third goes on at "
+        f"each of the epochs {rungs}: {epochs} epochs an arm"
+    ]
 
 
 def _say_trials(comparison: "Comparison", store: "Store", arms: "Sequence[Variant]") -> str:

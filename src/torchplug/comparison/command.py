@@ -105,10 +105,11 @@ def _check_controls(comparison: Comparison) -> None:
 def hash_command(command: str) -> str:
     """Return a hash of the files that a command names: a changed script is another comparison."""
     hashed = hashlib.sha256()
-    for word in _split(command)[1:]:
+    for place, word in enumerate(_split(command)):
         path = Path(word)
-        if path.is_file():
-            hashed.update(f"{word}\0".encode() + path.read_bytes())
+        content = path.read_bytes() if path.is_file() else b""
+        if place > 0 or content.startswith(b"#!"):  # another build of Python is not another script
+            hashed.update(f"{word}\0".encode() + content)
     return hashed.hexdigest()
 
 
