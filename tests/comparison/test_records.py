@@ -13,17 +13,19 @@ from PIL import Image
 from torch import nn
 
 import torchplug as tp
-from tests.comparison.conftest import run_quickly
+from tests.comparison.conftest import find_trial, run_quickly
 from torchplug.comparison import Recipe, Variant, load_run
 from torchplug.comparison.data import load_data
 from torchplug.comparison.seeds import deterministic
 from torchplug.comparison.statistics import equivalence_test
 from torchplug.hosts import build_model
+from torchplug.surgery.request import Request
 
 ONE = Recipe(epochs=1, batch_size=256, augment="none")
 MAKER = """
 from torch import nn
 from torchplug.hosts import build_model
+from torchplug.surgery.request import Request
 def make(num_classes, in_channels):
     model = build_model("torchplug:resnet8", num_classes=num_classes, in_channels=in_channels)
     {change}
@@ -72,14 +74,14 @@ def test_one_model_for_all_trials_is_refused(tmp_path: Path) -> None:
 def test_a_partial_makes_models_too(tmp_path: Path) -> None:
     maker = functools.partial(build_model, "torchplug:resnet8", in_channels=1)
     result = run_quickly(tmp_path / "run", model=maker, plugs=["se"], recipe=ONE)
-    assert len(result.rows) == 2
+    assert len(result.rows) == 3
 
 
 def test_variants_whose_names_look_alike_keep_their_own_files(tmp_path: Path) -> None:
     plugs = ["se@layer?", "se@layer*"]
     run_quickly(tmp_path / "run", plugs=plugs, recipe=ONE)
-    assert len(list((tmp_path / "run" / "trials").iterdir())) == 6
-    assert len(load_run(tmp_path / "run").result.rows) == 3
+    assert len(list((tmp_path / "run" / "trials").iterdir())) == 8
+    assert len(load_run(tmp_path / "run").result.rows) == 4
 
 
 @pytest.mark.parametrize("margin", [0.0, -1.0, float("nan"), float("inf")])
@@ -89,7 +91,8 @@ def test_an_impossible_margin_is_refused(margin: float, tmp_path: Path) -> None:
 
 
 def test_options_that_no_file_holds_are_refused(finished: Path) -> None:
-    variant = Variant(name="gelu", module="se", options={"act_layer": nn.GELU})
+    request = Request(module="se", options={"act_layer": nn.GELU})
+    variant = Variant(name="gelu", plugs=(request,))
     with pytest.raises(tp.UsageError, match="kept as JSON"):
         run_quickly(finished, plugs=[variant])
 
@@ -108,17 +111,16 @@ class FailsInTraining(nn.Module):
 def test_any_exception_of_a_trial_is_its_record(tmp_path: Path) -> None:
     with pytest.raises(tp.UsageError, match="baseline failed KeyError: 'only in training'"):
         run_quickly(tmp_path / "run", model=FailsInTraining, plugs=["se@inner.layer3"])
-    record = json.loads((tmp_path / "run/trials/se@inner.layer3--seed-1.json").read_text())
-    assert record["status"] == "failed"
+    path = find_trial(tmp_path / "run", "se@inner.layer3", 1) / "record.json"
+    assert json.loads(path.read_text())["status"] == "failed"
 
 
 def test_a_damaged_record_is_run_again(finished: Path, tmp_path: Path) -> None:
     root = tmp_path / "copy"
     shutil.copytree(finished, root)
-    path = root / "trials" / "se--seed-1.json"
+    path = find_trial(root, "se", 1) / "record.json"
     whole = path.read_text()
-    record = json.loads(whole)
-    path.write_text(json.dumps({**record, "accuracy": record["accuracy"] + 1}))
+    path.write_text(whole.replace('"seed": 1', '"seed": 2'))
     events = []
     run_quickly(root, on_event=events.append)
     assert [event.trial for event in events if event.kind == "redo"] == ["se, seed 1"]

@@ -1,12 +1,7 @@
 """Runs repeat, resume and stay paired."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -16,29 +11,28 @@ from PIL import Image
 from torch import nn
 
 import torchplug as tp
-from tests.comparison.conftest import QUICK, run_quickly
+from tests.comparison.conftest import QUICK, find_trial, read_trials, run_quickly
 from torchplug.comparison import Comparison, Recipe, Variant, load_run
+from torchplug.comparison.arms import Study, build_base, hash_weights, plug_variant
 from torchplug.comparison.data import load_data
-from torchplug.comparison.trial import Study, build_base, hash_weights, plug_variant, run_trial
+from torchplug.comparison.store import seal, write_json
+from torchplug.comparison.trial import run_trial
 from torchplug.hosts import build_model
 
-
-def read_trials(root: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted((root / "trials").glob("*.json"))}
+ONE = Recipe(epochs=1, batch_size=256, augment="none")
 
 
 def test_the_same_comparison_twice_gives_the_same_bytes(finished: Path, tmp_path: Path) -> None:
     torch.manual_seed(123)  # what the caller's generator does must not matter
     run_quickly(tmp_path / "again")
     assert read_trials(tmp_path / "again") == read_trials(finished)
-    assert len(read_trials(finished)) == 6
-    for name in ("comparison.json", "plans/se.json", "costs.json", "summary.json"):
+    for name in ("comparison.json", "plans/se.json", "arms.json", "data.json"):
         assert (tmp_path / "again" / name).read_bytes() == (finished / name).read_bytes()
 
 
 def test_a_comparison_leaves_global_settings_alone(tmp_path: Path) -> None:
     threads, state = torch.get_num_threads(), torch.get_rng_state()
-    run_quickly(tmp_path / "run", plugs=["se"])
+    run_quickly(tmp_path / "run", plugs=["se"], recipe=ONE)
     assert torch.get_num_threads() == threads
     assert torch.equal(torch.get_rng_state(), state)
     assert not torch.are_deterministic_algorithms_enabled()
@@ -47,47 +41,17 @@ def test_a_comparison_leaves_global_settings_alone(tmp_path: Path) -> None:
 def test_a_finished_comparison_is_not_run_again(finished: Path, tmp_path: Path) -> None:
     root = tmp_path / "copy"
     shutil.copytree(finished, root)
-    before = {path: path.stat().st_mtime_ns for path in (root / "trials").iterdir()}
+    before = {path: path.stat().st_mtime_ns for path in (root / "trials").rglob("*")}
     events = []
     run_quickly(root, on_event=events.append)
-    assert {path: path.stat().st_mtime_ns for path in (root / "trials").iterdir()} == before
-    assert [event.kind for event in events] == ["begin", *["kept"] * 6]
-
-
-KILLED = """
-import sys
-from tests.comparison.conftest import run_quickly
-run_quickly(sys.argv[1])
-"""
-
-
-def test_a_killed_comparison_goes_on_and_ends_as_if_it_had_not_been(
-    finished: Path, tmp_path: Path
-) -> None:
-    root = tmp_path / "killed"
-    repository = Path(__file__).parents[2]
-    process = subprocess.Popen([sys.executable, "-c", KILLED, str(root)], cwd=repository)
-    deadline = time.time() + 120
-    while not list(root.glob("trials/*.json")) and time.time() < deadline:
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    left = read_trials(root)
-    assert 0 < len(left) < 6
-    (root / "trials" / ".half.json.x.tmp").write_text("{")  # what a killed writer leaves
-
-    events = []
-    run_quickly(root, on_event=events.append)
-
-    assert read_trials(root) == read_trials(finished)
-    assert sum(event.kind == "kept" for event in events) == len(left)
-    assert not list(root.rglob("*.tmp"))
+    assert {path: path.stat().st_mtime_ns for path in (root / "trials").rglob("*")} == before
+    assert [event.kind for event in events] == ["begin", *["kept"] * 8]
 
 
 def test_a_truncated_record_is_run_again(finished: Path, tmp_path: Path) -> None:
     root = tmp_path / "copy"
     shutil.copytree(finished, root)
-    path = root / "trials" / "se--seed-1.json"
+    path = find_trial(root, "se", 1) / "record.json"
     path.write_bytes(path.read_bytes()[:100])
     events = []
     run_quickly(root, on_event=events.append)
@@ -111,12 +75,21 @@ def test_a_directory_of_something_else_is_refused(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
-def test_two_drivers_do_not_write_one_directory(tmp_path: Path) -> None:
-    def start_a_second(event: object) -> None:
-        with pytest.raises(tp.UsageError, match="one process at a time"):
-            run_quickly(tmp_path / "run", plugs=["se"])
+def test_the_budget_may_be_another_one(finished: Path, tmp_path: Path) -> None:
+    root = tmp_path / "copy"
+    shutil.copytree(finished, root)
+    run_quickly(root, budget_hours=2.0)
+    assert load_run(root).comparison.budget_hours == 2.0
 
-    run_quickly(tmp_path / "run", plugs=["se"], on_event=start_a_second)
+
+def test_other_data_under_the_same_name_are_refused(tmp_path: Path) -> None:
+    write_folder(tmp_path / "images")
+    settings = {"data": str(tmp_path / "images"), "image_size": 16, "plugs": ["se"], "recipe": ONE}
+    result = run_quickly(tmp_path / "run", **settings)
+    assert result.tested == 16
+    shutil.copy(tmp_path / "images/0/0.png", tmp_path / "images/1/new.png")
+    with pytest.raises(tp.UsageError, match="holds other samples than before"):
+        run_quickly(tmp_path / "run", **settings)
 
 
 @pytest.mark.parametrize(
@@ -176,7 +149,7 @@ def study() -> Study:
 def test_base_weights_are_bit_equal_in_all_variants_whatever_the_module_draws(study: Study) -> None:
     hashes = {}
     for seed in (0, 1):
-        for variant in study.comparison.arms:
+        for variant in study.comparison.arms[:-1]:
             model = build_base(study, seed)
             plug_variant(model, variant, study, seed)
             tp.unplug(model)
@@ -185,10 +158,9 @@ def test_base_weights_are_bit_equal_in_all_variants_whatever_the_module_draws(st
     assert hashes["baseline", 0] != hashes["baseline", 1]
 
 
-def test_an_identity_variant_trains_exactly_as_the_baseline(study: Study) -> None:
+def test_an_identity_variant_trains_exactly_as_the_baseline(study: Study, tmp_path: Path) -> None:
     """A plug that computes nothing must change nothing: order and augmentation are shared."""
-    silent = Variant(name="silent", module="se", options={"reduction": 4})
-    frozen = run_trial(study, study.comparison.arms[0], 0)
+    frozen = run_trial(study, study.comparison.arms[0], 0, tmp_path / "frozen").record
 
     def make() -> nn.Module:
         model = build_model("torchplug:resnet8", in_channels=1)
@@ -197,49 +169,60 @@ def test_an_identity_variant_trains_exactly_as_the_baseline(study: Study) -> Non
             plug.requires_grad_(False)  # the gain stays zero
         return model
 
-    plugged = run_trial(Study(study.comparison, study.data, make), study.comparison.arms[0], 0)
+    silent = Study(study.comparison, study.data, make)
+    plugged = run_trial(silent, study.comparison.arms[0], 0, tmp_path / "plugged").record
     assert plugged["errors"] == frozen["errors"]
     assert plugged["curve"] == frozen["curve"]
-    assert silent.module == "se"
 
 
 def test_a_diverging_trial_is_recorded_and_its_seed_left_out_for_all(tmp_path: Path) -> None:
     recipe = Recipe(epochs=1, learning_rate=1e30, schedule="constant", batch_size=128)
     with pytest.raises(tp.UsageError, match="seed 0: baseline diverged"):
         run_quickly(tmp_path / "run", plugs=["se"], recipe=recipe)
-    record = json.loads((tmp_path / "run/trials/baseline--seed-0.json").read_text())
-    assert (record["status"], record["accuracy"], record["curve"]) == ("diverged", None, [])
+    record = json.loads((find_trial(tmp_path / "run", "baseline", 0) / "record.json").read_text())
+    assert (record["status"], record["value"]) == ("diverged", None)
 
 
-def test_a_failed_seed_is_dropped_for_all_variants_and_named(
-    finished: Path, tmp_path: Path
-) -> None:
+def rewrite(root: Path, variant: str, seed: int, **changes: object) -> None:
+    """Change a record so that it is still sealed."""
+    path = find_trial(root, variant, seed) / "record.json"
+    write_json(path, seal({**json.loads(path.read_text()), **changes}))
+
+
+def test_a_failed_seed_is_dropped_for_all_variants_and_named(tmp_path: Path) -> None:
     root = tmp_path / "three"
-    run_quickly(root, seeds=3)
-    path = root / "trials" / "se--seed-1.json"
-    record = json.loads(path.read_text())
-    path.write_text(json.dumps({**record, "status": "diverged", "accuracy": None, "errors": None}))
+    run_quickly(root, seeds=3, plugs=["se"], recipe=ONE)
+    rewrite(root, "se", 1, status="diverged", value=None, errors=None)
     result = load_run(root).result
     assert result.seeds == (0, 2)
     assert result.dropped == {1: "se diverged"}
-    assert all(len(row.accuracies) == 2 for row in result.rows)
+    assert all(len(row.values) == 2 for row in result.rows if row.control is None)
 
 
 def test_unpaired_records_are_an_error(finished: Path, tmp_path: Path) -> None:
     root = tmp_path / "copy"
     shutil.copytree(finished, root)
-    path = root / "trials" / "se--seed-1.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "base_weights": "other"}))
+    rewrite(root, "se", 1, base_weights="other")
     with pytest.raises(tp.TorchplugError, match="seed 1 is not paired"):
         load_run(root)
 
 
-def test_the_default_recipe_is_above_97_percent_on_held_out_digits(study: Study) -> None:
+def test_a_run_without_all_its_trials_is_no_result_yet(finished: Path, tmp_path: Path) -> None:
+    root = tmp_path / "copy"
+    shutil.copytree(finished, root)
+    (find_trial(root, "se", 1) / "record.json").unlink()
+    with pytest.raises(tp.UsageError, match="needs all trials: got no se seed 1"):
+        load_run(root)
+
+
+def test_the_default_recipe_is_above_97_percent_on_held_out_digits(
+    study: Study, tmp_path: Path
+) -> None:
     comparison = Comparison(
         model="torchplug:resnet8", data="digits", variants=(Variant.parse("se"),), seeds=(0, 1)
     )
-    record = run_trial(Study(comparison, study.data, study.make_model), comparison.arms[0], 0)
-    assert record["accuracy"] > 97
+    whole = Study(comparison, study.data, study.make_model)
+    assert run_trial(whole, comparison.arms[0], 0, tmp_path).record["value"] > 97
 
 
 def test_models_of_libraries_and_functions_can_be_compared(tmp_path: Path) -> None:
@@ -247,17 +230,10 @@ def test_models_of_libraries_and_functions_can_be_compared(tmp_path: Path) -> No
         tmp_path / "function",
         model=lambda: torchvision.models.resnet18(num_classes=10),
         plugs=["se@layer4"],
-        recipe=Recipe(epochs=1, batch_size=256),
+        recipe=ONE,
     )
-    assert [row.variant for row in result.rows] == ["baseline", "se@layer4"]
+    assert [row.variant for row in result.rows] == ["baseline", "se@layer4", "baseline again"]
     assert result.rows[1].places == "layer4.1"
-
-
-def test_a_folder_of_images_can_be_compared(tmp_path: Path) -> None:
-    write_folder(tmp_path / "images")
-    result = run_quickly(tmp_path / "run", data=str(tmp_path / "images"), image_size=16)
-    assert result.tested == 16
-    assert json.loads((tmp_path / "run/trials/baseline--seed-0.json").read_text())["data"]
 
 
 def write_folder(root: Path) -> None:

@@ -137,7 +137,8 @@ class Dying:
                 if self.progress:
                     path = Path(ended.job.folder, "progress.json")
                     write_json(path, {"epoch": self.died[name]})
-                ended = replace(ended, result=None, death="killed")
+                found.append(replace(ended, result=None, death="killed"))
+                continue
             found.append(ended)
         return found
 
@@ -172,7 +173,8 @@ def tiny_disk(tmp_path: Path):
     folder = tmp_path / "tiny"
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(folder)]
-    if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
+    found = shutil.which("mount") is not None
+    if not found or subprocess.run(command, capture_output=True, check=False).returncode:
         pytest.skip("a tmpfs needs root")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
@@ -200,14 +202,18 @@ def test_a_full_disk_is_one_clear_error_and_no_half_record(tiny_disk: Path) -> N
     assert session.kinds().count("start") == 12 - len(left)
 
 
+def write_nowhere() -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
 def test_a_full_disk_in_a_trial_is_no_failure_of_the_trial(tmp_path: Path) -> None:
     def fail(job: Job) -> None:
         try:
-            raise OSError(errno.ENOSPC, "No space left on device")
+            write_nowhere()
         except OSError:
             raise RuntimeError("while saving") from None
 
-    with pytest.raises(DiskFullError, match="No space left|while saving"):
+    with pytest.raises(DiskFullError, match=r"No space left|while saving"):
         run(make_comparison(), tmp_path, fail)
     assert read_records(tmp_path) == {}
     assert is_disk_full(RuntimeError("[enforce fail] PytorchStreamWriter failed writing file x"))

@@ -1,0 +1,126 @@
+"""kill -9 at random moments, thirty times: are the records those of an uninterrupted run?
+
+    python -m benchmarks.kills --store benchmarks/results/kills.json
+
+Half of the kills hit the driver, which is then called again, and half hit one of its two workers.
+When a study is through, its records are compared byte by byte and the next one begins in a new
+directory, until there were enough kills.
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.overhead import describe
+from benchmarks.throughput import read_records
+from torchplug.comparison import Recipe, compare
+
+SEEDS, EPOCHS = 4, 12
+
+
+def run(out: Path, workers: int) -> None:
+    recipe = Recipe(epochs=EPOCHS)
+    compare("torchplug:resnet8", ["se"], seeds=SEEDS, recipe=recipe, out=out, workers=workers)
+
+
+def start(out: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "benchmarks.kills", "--child", str(out)]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def find_workers(pid: int) -> list[int]:
+    """Return the processes of a pool; the tracker of its resources is none."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+            words = (path / "cmdline").read_bytes().split(b"\0")
+        except (OSError, ValueError, IndexError):
+            continue
+        if parent == pid and any(b"spawn_main" in word for word in words):
+            found.append(int(path.name))
+    return found
+
+
+def torment(out: Path, kills: int, longest: float, random_: random.Random) -> dict[str, int]:
+    """Run a study to its end and kill it on the way."""
+    done = {"driver": 0, "worker": 0, "calls": 1}
+    process = start(out)
+    while process.poll() is None:
+        time.sleep(random_.uniform(0.0, longest))
+        if sum((done["driver"], done["worker"])) >= kills:
+            process.wait()
+        elif process.poll() is None and random_.random() < 0.5:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            done["driver"] += 1
+            done["calls"] += 1
+            process = start(out)
+        elif process.poll() is None and (workers := find_workers(process.pid)):
+            os.kill(random_.choice(workers), signal.SIGKILL)
+            done["worker"] += 1
+    if process.returncode:
+        raise RuntimeError(f"a driver ended with {process.returncode}")
+    return done
+
+
+def count_resumed(root: Path) -> int:
+    timings = [json.loads(path.read_text()) for path in root.glob("trials/*/timing.json")]
+    return sum(bool(timing["resumed_at"]) for timing in timings)
+
+
+def measure(kills: int, longest: float, seed: int) -> dict[str, Any]:
+    random_ = random.Random(seed)
+    total = {"driver": 0, "worker": 0, "calls": 0, "studies": 0, "resumed": 0, "unequal": 0}
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        run(root / "whole", 1)
+        whole = read_records(root / "whole")
+        while (left := kills - total["driver"] - total["worker"]) > 0:
+            out = root / f"study-{total['studies']}"
+            for name, count in torment(out, left, longest, random_).items():
+                total[name] += count
+            records = read_records(out)
+            total["unequal"] += sum(records.get(name) != whole[name] for name in whole)
+            total["resumed"] += count_resumed(out)
+            total["studies"] += 1
+            print(total, flush=True)
+    return {
+        "kills of the driver": total["driver"],
+        "kills of a worker": total["worker"],
+        "calls": total["calls"],
+        "studies": total["studies"],
+        "trials a study": len(whole),
+        "trials that went on from a checkpoint": total["resumed"],
+        "records that differ": total["unequal"],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--longest", type=float, default=20.0, help="seconds between two kills")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--store", type=Path)
+    parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
+    chosen = parser.parse_args()
+    if chosen.child is not None:
+        run(chosen.child, 2)
+        return
+    found = describe() | measure(chosen.kills, chosen.longest, chosen.seed)
+    text = json.dumps(found, indent=1) + "\n"
+    print(text)
+    if chosen.store is not None:
+        chosen.store.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
