@@ -41,6 +41,18 @@ def test_masks_are_read_value_for_value(tmp_path: Path, masks: TaskData) -> None
     assert data.classes == tuple(map(str, range(highest + 1)))
 
 
+def test_the_digest_follows_masks(tmp_path: Path, masks: TaskData) -> None:
+    write_voc(tmp_path, masks)
+    before = load_data(f"voc/{tmp_path}", task="segmentation", image_size=48)
+    path = tmp_path / "SegmentationClass" / "8.png"
+    values = np.array(Image.open(path))
+    values[:4] = 255
+    Image.fromarray(values).save(path)
+    after = load_data(f"voc/{tmp_path}", task="segmentation", image_size=48)
+    assert after.digest != before.digest
+    assert (after.test[0][1][:4] == 255).all()
+
+
 def test_without_lists_the_set_is_divided_and_classes_are_named(
     tmp_path: Path, masks: TaskData
 ) -> None:

@@ -84,7 +84,7 @@ def _draw_ground(random: np.random.RandomState) -> Floats:
 
 
 def _draw_scrap(scan: Floats, random: np.random.RandomState) -> Floats:
-    """A window of 3 or 4 of the 8 x 8 pixels of a scan, enlarged and turned: never a whole digit."""
+    """A window of 3 or 4 of the 8 pixels of a scan each way, turned: never a whole digit."""
     height, width = random.randint(3, 5, 2)
     top, left = random.randint(0, 9 - height), random.randint(0, 9 - width)
     window = scan[top : top + height, left : left + width]

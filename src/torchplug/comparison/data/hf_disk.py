@@ -151,11 +151,15 @@ class _Columns:
         images = _select(table, self.image)
         groups = table[options.group] if options.group else [None] * len(table)
         sizes = _measure(images, self.image, part)
+        drawn = [0] * len(sizes)
+        if self.task == "segmentation":
+            drawn = _measure(_select(table, self.target), self.target, part)
         targets = self._read_targets(table, part, images, labels)
-        for index, (size, target, group) in enumerate(zip(sizes, targets, groups, strict=True)):
+        rows = zip(sizes, targets, groups, drawn, strict=True)
+        for index, (size, target, group, mask_size) in enumerate(rows):
             source = RowSource(images, self.image, index, part)
             name = None if group is None else str(group)
-            yield Sample(f"{part}/{index:06d}", source, target, size, name)
+            yield Sample(f"{part}/{index:06d}", source, target, size, name, mask_size)
 
     def _read_targets(
         self, table: Any, part: str, images: Any, labels: _Labels

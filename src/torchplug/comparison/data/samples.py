@@ -121,6 +121,9 @@ class Sample:
     group: str | None = None
     """What must not be divided, such as a patient."""
 
+    target_size: int = 0
+    """Of a stored mask, in bytes; for the digest."""
+
 
 @dataclass(frozen=True)
 class Listing:

@@ -151,7 +151,8 @@ def _read_sample(
             got = f"{key} of {shard} with {', '.join(content) or 'none'}"
             raise UsageError(explain(rule, got, nearest(options.group, content or ["json"])))
         group = str(content[options.group])
-    return Sample(f"{shard.name}/{key}", image, target, image.size, group)
+    drawn = target.size if isinstance(target, TarSource) else 0
+    return Sample(f"{shard.name}/{key}", image, target, image.size, group, drawn)
 
 
 def _read_json(place: TarSource) -> dict[str, Any]:

@@ -66,7 +66,14 @@ def list_voc(path: str, task: TaskName, options: DataOptions) -> Listing:
         keys = [image.relative_to(root).as_posix() for image, _ in pairs]
         groups = read_groups(root, keys, options)
         parts[part] = [
-            Sample(key, FileSource(str(image)), FileSource(str(mask)), image.stat().st_size, group)
+            Sample(
+                key,
+                FileSource(str(image)),
+                FileSource(str(mask)),
+                image.stat().st_size,
+                group,
+                mask.stat().st_size,
+            )
             for key, (image, mask), group in zip(keys, pairs, groups, strict=True)
         ]
     return Listing(path, classes, parts)
