@@ -27,12 +27,9 @@ from torchplug.comparison.data.options import DataOptions
 from torchplug.comparison.data.task_data import TaskData
 from torchplug.comparison.data.wrapping import wrap_datasets
 
-ImageData = TaskData
-
 __all__ = [
     "DataOptions",
     "DataWarning",
-    "ImageData",
     "LazyItems",
     "MemoryItems",
     "TaskData",
