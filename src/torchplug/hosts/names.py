@@ -1,7 +1,8 @@
 """Build a model from its name, with random weights: nothing is downloaded.
 
 ======================  =====================================================================
-``torchplug:resnet8``   the small residual network that ships with torchplug
+``torchplug:resnet8``   the small networks that ship with torchplug, one for each task:
+                        ``resnet8``, ``unet8`` (segmentation), ``fcos8`` (detection)
 ``torchvision:NAME``    ``torchvision.models.get_model(NAME)``
 ``timm:NAME``           ``timm.create_model(NAME)``
 ``smp:NAME``            ``segmentation_models_pytorch.NAME()``

@@ -39,6 +39,7 @@ def check_model(task: Task, model: nn.Module, data: Any, recipe: Recipe) -> None
     if recipe.augment not in task.augments:
         fix = nearest(recipe.augment, task.augments)
         raise UsageError(explain(f"{task.name} has its augmentations", repr(recipe.augment), fix))
+    task.make_meter(data.classes, torch.device("cpu"))  # what it needs may not be installed
     expected = input_channels(model)
     if expected not in {None, data.channels} and (expected, data.channels) != (3, 1):
         text = explain(

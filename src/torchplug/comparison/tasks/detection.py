@@ -127,8 +127,8 @@ def _is_answer(output: Any, count: int) -> bool:
 
 class _Precision(Meter):
     def __init__(self, classes: Sequence[str]) -> None:
+        import_extra("pycocotools", extra="detection", purpose="mAP")
         library = import_extra("torchmetrics.detection", extra="compare", purpose="mAP")
-        import_extra("pycocotools", extra="compare", purpose="mAP")
         self.classes = classes
         self.metric = library.MeanAveragePrecision(class_metrics=True)
         self.metric.warn_on_many_detections = False

@@ -1,19 +1,23 @@
 """One trial on several devices: a process each, joined by Lightning's DDP."""
 
 import contextlib
+import importlib
+import importlib.util
 import multiprocessing
 import os
+import pickle
 import socket
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 
 from torchplug.comparison.arms import Study
 from torchplug.comparison.spec import Variant
-from torchplug.errors import TorchplugError, UsageError, explain, import_extra
+from torchplug.errors import TorchplugError, UsageError, explain
 
 OnEpoch = Callable[[int], None]
 _SECONDS_TO_END = 10.0
@@ -29,8 +33,7 @@ def perform_spread(
         TorchplugError: if one of them ends with an error; the others are ended then.
     """
     check_devices(study)
-    pickler = import_extra("cloudpickle", extra="compare", purpose="a trial on several devices")
-    content = pickler.dumps((study, variant, seed, folder))
+    content = _find_pickler().dumps((study, variant, seed, folder))
     context = multiprocessing.get_context("spawn")
     world, port = study.comparison.devices, _find_port()
     processes, pipes = [], []
@@ -96,6 +99,12 @@ def _explain_dead(rank: int, reason: str) -> str:
     )
 
 
+def _find_pickler() -> ModuleType:
+    """Return what can also send functions of a prompt, where it is installed."""
+    found = importlib.util.find_spec("cloudpickle")
+    return pickle if found is None else importlib.import_module("cloudpickle")
+
+
 def _find_port() -> int:
     with contextlib.closing(socket.socket()) as probe:
         probe.bind(("127.0.0.1", 0))
@@ -107,11 +116,10 @@ def _work(content: bytes, rank: int, world: int, port: int, pipe: Connection) ->
     torch.set_num_threads(1)
     with _environment(rank, world, port):
         try:
-            pickler = import_extra("cloudpickle", extra="compare", purpose="several devices")
             from torchplug.comparison.training.fit import Place
             from torchplug.comparison.training.perform import perform
 
-            study, variant, seed, folder = pickler.loads(content)
+            study, variant, seed, folder = pickle.loads(content)  # of the parent
             place = Place(folder, rank, world)
             result = perform(study, variant, seed, place, lambda epoch: pipe.send(("epoch", epoch)))
         except BaseException as error:
