@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks.simulated_run import Simulation, simulate_run
 from tests.reporting.browser import CHROMIUM, Browser
+from torchplug.comparison import Run, load_run
 from torchplug.reporting import write_report
 
 HOSTILE = "</script><script>alert(1)</script> $x$ & <b>bold</b> |\"'=1+1"
@@ -24,6 +25,11 @@ def run_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
         failures={("gc", 2): "diverged"},
     )
     return simulate_run(tmp_path_factory.mktemp("runs") / "report", simulation)
+
+
+@pytest.fixture(scope="session")
+def run(run_directory: Path) -> Run:
+    return load_run(run_directory)
 
 
 @pytest.fixture(scope="session")

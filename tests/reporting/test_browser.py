@@ -13,13 +13,15 @@ SHAPE = """(() => ({
   width: document.documentElement.scrollWidth,
   figures: [...document.querySelectorAll("figure:not([hidden]) svg")].map((svg) => {
     const box = svg.getBoundingClientRect();
-    const inside = [...svg.querySelectorAll("path, use, text")].some((e) => e.getBoundingClientRect().width > 0);
+    const marks = [...svg.querySelectorAll("path, use, text")];
+    const inside = marks.some((mark) => mark.getBoundingClientRect().width > 0);
     return [Math.round(box.width), Math.round(box.height), inside];
   }),
 }))()"""
 
 COLUMN = """(name, column) =>
-  [...document.querySelectorAll(`#${name} tbody tr`)].map((row) => row.cells[column].textContent.trim())"""
+  [...document.querySelectorAll(`#${name} tbody tr`)]
+    .map((row) => row.cells[column].textContent.trim())"""
 
 
 def column(browser: Browser, table: str, index: int) -> list[str]:
@@ -35,6 +37,11 @@ def click(browser: Browser, expression: str) -> None:
         browser.call("Input.dispatchMouseEvent", type=kind, button="left", clickCount=1, **at)
 
 
+def is_sorted(texts: list[str]) -> bool:
+    numbers = [float(text.split()[0]) for text in texts]
+    return len(set(numbers)) > 3 and numbers == sorted(numbers)
+
+
 @pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("scripts", [True, False])
 def test_figures_show_and_nothing_overflows(
@@ -46,20 +53,19 @@ def test_figures_show_and_nothing_overflows(
     assert len(shape["figures"]) == 10
     for wide, high, has_marks in shape["figures"]:
         assert 300 < wide <= width
-        assert 90 < high
+        assert high > 90
         assert has_marks
     assert browser.complaints() == []
 
 
 def test_a_click_on_a_head_sorts(browser: Browser, page_path: Path) -> None:
     browser.open(page_path, 1280)
-    means = column(browser, "arms", 2)
     head = "document.querySelectorAll('#arms th')[2]"
     click(browser, f"{head}.firstChild")
     assert browser.ask(f"{head}.getAttribute('aria-sort')") == "descending"
-    assert column(browser, "arms", 2) == sorted(means, key=lambda t: -float(t.split()[0]))
+    assert is_sorted(column(browser, "arms", 2)[::-1])
     click(browser, f"{head}.firstChild")
-    assert column(browser, "arms", 2) == sorted(means, key=lambda t: float(t.split()[0]))
+    assert is_sorted(column(browser, "arms", 2))
     assert browser.complaints() == []
 
 
@@ -79,14 +85,13 @@ def test_numbers_sort_as_numbers_and_dashes_come_last(browser: Browser, page_pat
 def test_the_filter_keeps_what_matches(browser: Browser, page_path: Path) -> None:
     browser.open(page_path, 1280)
     browser.ask(
-        "(() => { const field = document.querySelector('#trials input'); field.value = 'GC diverged';"
-        " field.dispatchEvent(new Event('input')); })()"
+        "(() => { const field = document.querySelector('#trials input');"
+        " field.value = 'GC diverged'; field.dispatchEvent(new Event('input')); })()"
     )
     rows = "[...document.querySelectorAll('#trials-table tbody tr')].filter((row) => !row.hidden)"
     assert browser.ask(f"{rows}.length") == 1
-    assert (
-        browser.ask("document.querySelector('#trials [role=status]').textContent") == "1 of 88 rows"
-    )
+    told = browser.ask("document.querySelector('#trials [role=status]').textContent")
+    assert told == "1 of 88 rows"
 
 
 def test_a_pointer_over_a_mark_tells_its_value(browser: Browser, page_path: Path) -> None:

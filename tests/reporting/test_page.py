@@ -14,7 +14,7 @@ from scipy import stats
 import torchplug as tp
 from tests.comparison.conftest import run_quickly
 from tests.reporting.conftest import FORMULA, HOSTILE
-from torchplug.comparison import Recipe, load_run
+from torchplug.comparison import Recipe, Run
 from torchplug.reporting import write_report
 from torchplug.reporting.sections import account
 
@@ -48,7 +48,7 @@ def read_table(page: str, name: str) -> list[list[str]]:
     assert found is not None
     rows = re.findall(r"<tr>(.*?)</tr>", found.group(1), re.DOTALL)
     cells = [re.findall(r"<td.*?>(.*?)</td>", row, re.DOTALL) for row in rows]
-    return [[" ".join(Outline(cell).texts).strip() for cell in row] for row in cells]
+    return [[" ".join(" ".join(Outline(cell).texts).split()) for cell in row] for row in cells]
 
 
 def test_the_page_has_its_ten_parts_and_needs_no_other_file(page: str) -> None:
@@ -67,9 +67,9 @@ def test_ids_are_unique(page: str) -> None:
     assert sorted(ids) == sorted(set(ids))
 
 
-def test_the_page_says_what_was_found_and_how(page: str, run_directory: Path) -> None:
+def test_the_page_says_what_was_found_and_how(page: str, run: Run) -> None:
     text = re.sub(r"\s+", " ", " ".join(Outline(page).texts))
-    result = load_run(run_directory).result
+    result = run.result
     for row in result.variants:
         assert row.verdict is not None
         told = row.verdict.sentence.removeprefix(f"{row.verdict.label}: ")
@@ -80,10 +80,8 @@ def test_the_page_says_what_was_found_and_how(page: str, run_directory: Path) ->
     assert "Seed 2 was left out for all variants" in text
 
 
-def test_the_table_holds_what_scipy_computes_from_the_records(
-    page: str, run_directory: Path
-) -> None:
-    records = load_run(run_directory).records
+def test_the_table_holds_what_scipy_computes_from_the_records(page: str, run: Run) -> None:
+    records = run.records
     seeds = [seed for seed in range(11) if seed != 2]
     value = {(r["variant"], r["seed"]): r["value"] for r in records}
     gains = np.array([value["se", seed] - value["baseline", seed] for seed in seeds])
@@ -94,8 +92,8 @@ def test_the_table_holds_what_scipy_computes_from_the_records(
     assert row[5] == f"{100 * (gains > 0).mean():.0f} %"
 
 
-def test_a_class_has_its_paired_gain(page: str, run_directory: Path) -> None:
-    kept = [r for r in load_run(run_directory).records if r["seed"] != 2]
+def test_a_class_has_its_paired_gain(page: str, run: Run) -> None:
+    kept = [r for r in run.records if r["seed"] != 2]
     value = {(r["variant"], r["seed"]): r["classes"]["3"] for r in kept}
     seeds = sorted({r["seed"] for r in kept})
     gains = [value["gc", seed] - value["baseline", seed] for seed in seeds]
@@ -145,12 +143,10 @@ def test_markdown_shows_hostile_names_as_they_are(page_path: Path) -> None:
     assert columns <= heads
 
 
-def test_the_list_of_trials_is_a_csv_that_no_spreadsheet_runs(
-    page_path: Path, run_directory: Path
-) -> None:
+def test_the_list_of_trials_is_a_csv_that_no_spreadsheet_runs(page_path: Path, run: Run) -> None:
     text = page_path.with_name("trials.csv").read_text(encoding="utf-8")
     rows = list(csv.DictReader(text.splitlines()))
-    records = load_run(run_directory).records
+    records = run.records
     assert len(rows) == len(records) == 8 * 11
     assert [row["variant"] for row in rows].count(HOSTILE) == 11
     assert f"'{FORMULA}" in {row["variant"] for row in rows}
@@ -159,9 +155,9 @@ def test_the_list_of_trials_is_a_csv_that_no_spreadsheet_runs(
     assert [(row["variant"], row["seed"], row["value"]) for row in diverged] == [("gc", "2", "")]
 
 
-def test_the_summary_is_the_result(page_path: Path, run_directory: Path) -> None:
+def test_the_summary_is_the_result(page_path: Path, run: Run) -> None:
     summary = json.loads(page_path.with_name("summary.json").read_text(encoding="utf-8"))
-    result = load_run(run_directory).result
+    result = run.result
     assert [row["variant"] for row in summary["rows"]] == [row.variant for row in result.rows]
     assert summary["rows"][1]["difference"]["mean"] == result.rows[1].difference.mean
 
@@ -172,13 +168,13 @@ def test_failures_and_resumed_trials_are_counted(page: str) -> None:
 
 
 def test_a_long_list_is_cut_and_says_where_the_rest_is(
-    run_directory: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     from torchplug.reporting.language import load_wording
     from torchplug.reporting.view import View
 
     monkeypatch.setattr(account, "MOST_TRIALS", 20)
-    section = account.tell_trials(View(load_run(run_directory), load_wording("en")))
+    section = account.tell_trials(View(run, load_wording("en")))
     table = section.blocks[-1].blocks[0]
     assert len(table.rows) == 20
     assert table.caption.startswith("The first 20 of 88 trials; trials.csv")

@@ -25,8 +25,8 @@ _BOOTSTRAP_CHUNK = 100
 _EXACT_SEEDS = 16
 """Up to this many seeds all sign flips are enumerated, above it 10,000 to 100,000 are drawn."""
 
-_MOST_FLIPS, _FEWEST_FLIPS, _FLIP_CHUNK = 100_000, 10_000, 5_000
-_SIGNS = 10_000_000
+_MOST_FLIPS, _FEWEST_FLIPS = 100_000, 10_000
+_SIGNS, _SIGNS_AT_ONCE = 10_000_000, 1_000_000
 """Signs drawn for one variant: with a thousand seeds fewer flips do."""
 
 Array = NDArray[np.float64]
@@ -175,9 +175,10 @@ def _draw_flips(differences: Array) -> float:
     count, total = len(differences), float(differences.sum())
     draws = min(max(_SIGNS // count, _FEWEST_FLIPS), _MOST_FLIPS)
     least = abs(total) * (1 - 1e-9)
+    part = max(_SIGNS_AT_ONCE // count, 1)
     hits = 0
-    for start in range(0, draws, _FLIP_CHUNK):
-        kept = rng.integers(0, 2, (min(_FLIP_CHUNK, draws - start), count), dtype=np.uint8)
+    for start in range(0, draws, part):
+        kept = rng.integers(0, 2, (min(part, draws - start), count), dtype=np.uint8)
         hits += int((np.abs(2 * (kept @ differences) - total) >= least).sum())
     return (hits + 1) / (draws + 1)  # what was observed is one of the flips
 

@@ -105,13 +105,16 @@ class Chart:
 
     def _adapt(self, text: str, label: str) -> str:
         text = text[text.index("<svg") :]
+        text = re.sub(r"<style.*?</style>", "", text, flags=re.DOTALL)  # it would rule the page
         text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
         text = re.sub(r'<g id="note-(\d+)">', self._open_note, text)
+        text = re.sub(r'<g id="[\w.]+"/>', "", text)
         text = re.sub(r'<g id="[\w.]+">', "<g>", text)  # of no use, and doubled in one page
         text = re.sub(r"#0[1-7]0[0-9a-f]{3}\b", _to_variable, text)
         # the size comes from the page, the font too
         text = re.sub(r'<svg [^>]*?viewBox="([^"]+)"[^>]*>', self._open(label), text, count=1)
         text = re.sub(r"font: ([\d.]+)px [^;\"]+", r"font-size: \1px", text)
+        text = re.sub(r" ?font-family: [^;\"]+;?", "", text)
         return re.sub(r"\n\s*", "\n", text).strip()
 
     def _open(self, label: str) -> str:
