@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torchplug.comparison.packing import pack_record
 from torchplug.comparison.result import ComparisonResult, summarize
 from torchplug.comparison.spec import BASELINE, FEWEST_SEEDS, Comparison, Variant
 from torchplug.comparison.stopping import Known, find_futile_stop
@@ -50,7 +51,7 @@ def load_run(directory: str | Path) -> Run:
     comparison = read_comparison(store)
     arms = store.read_arms() or comparison.arms
     stopped = read_json(store.root / "stopped.json") or {}
-    records = tuple(read_records(store, comparison, arms))
+    records = tuple(pack_record(record) for record in read_records(store, comparison, arms))
     timings = read_timings(store, comparison, arms)
     costs = read_json(store.root / "costs.json")
     if costs is None:
@@ -113,7 +114,7 @@ def read_timings(
     for variant, seed in comparison.trials(arms):
         timing = read_json(store.trial_folder(comparison, variant, seed) / TIMING)
         if isinstance(timing, dict):
-            found[variant.name, seed] = timing
+            found[variant.name, seed] = pack_record(timing)
     return found
 
 

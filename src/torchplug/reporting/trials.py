@@ -44,7 +44,7 @@ def _read(view: View, record: Any) -> ListedTrial:
         value=record.get("value"),
         wrong=len(errors) if errors is not None else None,
         seconds=timing.get("seconds"),
-        resumed_at=tuple(timing.get("resumed_at") or ()),
+        resumed_at=tuple(int(epoch) for epoch in timing.get("resumed_at", ())),
         host=str(timing.get("host") or ""),
         error=str(record.get("error") or ""),
     )

@@ -52,13 +52,18 @@ def read_curve(view: View, row: Row, quantity: str) -> Curve | None:
 
 
 def _read_points(record: Mapping[str, Any], quantity: str) -> list[float]:
-    points = [point.get(quantity) for point in record.get("curve") or ()]
+    curve = record.get("curve")
+    if isinstance(curve, np.ndarray) and curve.dtype.names and quantity in curve.dtype.names:
+        return curve[quantity].tolist()
+    points = [point.get(quantity) for point in curve] if isinstance(curve, list) else []
     return [] if any(point is None for point in points) else points
 
 
 def _read_clock(view: View, variant: str, seeds: list[int], length: int) -> Array | None:
-    clocks = [view.timing_of(variant, seed).get("epoch_seconds") or () for seed in seeds]
-    whole = [np.cumsum(clock[:length]) for clock in clocks if len(clock) >= length]
+    clocks = [view.timing_of(variant, seed).get("epoch_seconds") for seed in seeds]
+    whole = [
+        np.cumsum(each[:length]) for each in clocks if each is not None and len(each) >= length
+    ]
     return np.mean(whole, axis=0) if whole else None
 
 

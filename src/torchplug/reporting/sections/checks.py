@@ -38,7 +38,7 @@ def tell_controls(view: View) -> Section:
     if missing:
         names = say("list.comma").join(say(f"controls.{kind}") for kind in missing)
         blocks.append(Paragraph(say("controls.missing", names=names), "soft"))
-    for name, reason in list(view.read_beside("missing.json").items())[:_MOST_REASONS]:
+    for name, reason in list(view.run.missing.items())[:_MOST_REASONS]:
         told = say("controls.impossible", name=clean(name), why=clean(str(reason)))
         blocks.append(Paragraph(told, "soft"))
     again = next((row for row in view.controls if row.control == "again"), None)
