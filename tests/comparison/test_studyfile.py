@@ -1,12 +1,17 @@
 """Study files: what they mean, and where they are refused."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
+from torchplug.comparison.arms import prepare_model
+from torchplug.comparison.command import check_command
 from torchplug.comparison.recipe import Recipe
+from torchplug.comparison.session import Inputs
 from torchplug.comparison.spec import Comparison, Variant
 from torchplug.comparison.studyfile import EngineSettings, load_study
+from torchplug.comparison.trial import check_model
 from torchplug.errors import TorchplugError
 from torchplug.surgery.request import Request
 
@@ -203,6 +208,24 @@ def test_a_file_that_is_no_toml_or_names_no_model_is_refused(tmp_path: Path) -> 
             load_study(write(tmp_path, text))
     with pytest.raises(TorchplugError, match="must be a TOML file"):
         load_study(tmp_path / "nothing.toml")
+
+
+EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.toml"))
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_the_examples_can_be_run(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(path.parents[1])
+    comparison, settings = load_study(path)
+    assert settings.place.name in {"inline", "pool"}
+    study = Inputs(comparison.model, dataclasses.replace(comparison, base="scratch")).make_study()
+    if comparison.command:
+        check_command(comparison)
+        return
+    check_model(study, study.make_model())
+    for arm in comparison.variants:
+        plugs = [len(report.plan.plugs) for report in prepare_model(study, arm, 0).reports]
+        assert min(plugs) > 0
 
 
 def test_a_command_needs_no_model_and_its_metric_is_a_place(tmp_path: Path) -> None:

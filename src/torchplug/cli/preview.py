@@ -75,7 +75,7 @@ def _estimate(study: "Study", store: "Store", arms: "Sequence[Variant]") -> "Est
     if earlier.seconds or study.comparison.command:
         return earlier if earlier.seconds else Estimate({}, "not known before a first trial")
     with console.status("timing a few steps of each arm"):
-        return measure(study, [arm for arm in arms if arm.control != "again"])
+        return measure(study, [arm for arm in arms if arm.control is None])
 
 
 def _list_arms(
