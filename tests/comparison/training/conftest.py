@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from torchplug.comparison.arms import Study
@@ -66,6 +67,25 @@ def make_study(
         **(comparison or {}),
     }
     return Study(Comparison(**content), data, make_model or make)
+
+
+def read_state(folder: Path) -> Any:
+    """All that a checkpoint keeps but clocks: weights, optimizers, schedules, averages."""
+    content = torch.load(folder / "checkpoint.ckpt", weights_only=True)
+    for name in list(content["callbacks"]):
+        for clock in ("seconds", "resumed"):
+            content["callbacks"][name].pop(clock, None)
+    names = ("state_dict", "optimizer_states", "lr_schedulers", "callbacks")
+    return freeze({name: content[name] for name in names})
+
+
+def freeze(value: Any) -> Any:
+    """Make nested content comparable by ==, tensors by their bits."""
+    if isinstance(value, torch.Tensor):
+        return str(value.dtype), value.flatten().tolist()
+    if isinstance(value, dict):
+        return {key: freeze(each) for key, each in value.items()}
+    return [freeze(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def run_and_die(study: Study, folder: str, epoch: int) -> None:

@@ -9,7 +9,7 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
 import torchplug as tp
-from tests.comparison.training.conftest import make_study
+from tests.comparison.training.conftest import make_study, read_state
 from tests.comparison.training.own_parts import Classifier, Digits, make_own
 from torchplug.comparison.training.own import wrap_datamodule
 from torchplug.comparison.trial import check_model, run_trial
@@ -34,6 +34,7 @@ def test_an_own_module_and_its_data_are_resumed_bit_for_bit(tmp_path: Path) -> N
     outcome = run_trial(study, study.comparison.arms[0], 0, tmp_path / "killed")
     assert outcome.timing["resumed_at"] == [2]
     assert outcome.record == whole
+    assert read_state(tmp_path / "killed") == read_state(tmp_path / "whole")
     assert whole["status"] == "finished"
     assert 0 <= whole["value"] <= 1
     assert set(whole["metrics"]) == {"test_acc", "test_loss"}

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import torchplug as tp
-from tests.comparison.training.conftest import make_data, make_dropping, make_study
+from tests.comparison.training.conftest import make_data, make_dropping, make_study, read_state
 from torchplug.comparison.arms import Study, build_base
 from torchplug.comparison.outcome import Outcome
 from torchplug.comparison.seeds import deterministic, make_generator
@@ -34,7 +34,9 @@ def run(study: Study, folder: Path, seed: int = 0, arm: int = 0) -> Outcome:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The record of a trial that nothing interrupted."""
     study = make_study(make_model=make_dropping, **RESUMED)
-    return run(study, tmp_path_factory.mktemp("whole")).record
+    folder = tmp_path_factory.mktemp("whole")
+    record = run(study, folder).record
+    return record | {"state": read_state(folder)}
 
 
 def train_plainly(study: Study, seed: int) -> tuple[list[float], list[int]]:
@@ -87,7 +89,7 @@ def test_a_killed_trial_goes_on_bit_for_bit(whole: dict[str, Any], tmp_path: Pat
     outcome = run(make_study(make_model=make_dropping, **RESUMED), tmp_path)
     assert outcome.timing["resumed_at"] == [2]
     assert len(outcome.timing["epoch_seconds"]) == 4
-    assert outcome.record == whole
+    assert outcome.record | {"state": read_state(tmp_path)} == whole
     with (tmp_path / "logs/metrics.csv").open() as file:
         assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2", "3", "4"]
 
@@ -107,7 +109,7 @@ def test_a_damaged_or_foreign_checkpoint_is_ignored(
         path.write_bytes(content if damage == "flip" else content[:-500])
     outcome = run(study, tmp_path)
     assert outcome.timing["resumed_at"] == []
-    assert outcome.record == whole
+    assert outcome.record | {"state": read_state(tmp_path)} == whole
 
 
 def test_a_trial_killed_in_its_test_is_tested_again(whole: dict[str, Any], tmp_path: Path) -> None:
@@ -115,7 +117,7 @@ def test_a_trial_killed_in_its_test_is_tested_again(whole: dict[str, Any], tmp_p
     run(study, tmp_path)  # all its epochs are in the checkpoint
     outcome = run(study, tmp_path)
     assert outcome.timing["resumed_at"] == [4]
-    assert outcome.record == whole
+    assert outcome.record | {"state": read_state(tmp_path)} == whole
 
 
 def test_a_trial_is_quiet_and_stays_in_its_folder(
