@@ -9,7 +9,17 @@ from pathlib import Path
 
 import torch
 
-_PACKAGES = ("torchplug", "torch", "torchvision", "timm", "numpy", "scipy", "statsmodels")
+_PACKAGES = (
+    "torchplug",
+    "torch",
+    "torchvision",
+    "lightning",
+    "torchmetrics",
+    "timm",
+    "numpy",
+    "scipy",
+    "statsmodels",
+)
 
 
 def describe_environment(device: str) -> dict[str, str]:

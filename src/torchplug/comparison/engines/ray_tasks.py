@@ -23,6 +23,7 @@ from torchplug.errors import UsageError, explain, import_extra
 
 _STAYS = frozenset({"checkpoint.ckpt", "progress.json"})
 _SLOTS_SECONDS = 2.0
+_START_SECONDS = "180"  # of a node on a busy machine; Ray's own patience ends sooner
 _RESOURCES = {"num_cpus": "CPU", "num_gpus": "GPU"}
 
 
@@ -115,6 +116,7 @@ def load_ray() -> ModuleType:
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", _START_SECONDS)
     return import_extra("ray", extra="ray", purpose="the Ray engine")
 
 
@@ -124,7 +126,8 @@ def _connect(ray: ModuleType, address: str | None, workers: int | None) -> None:
         settings |= {"include_dashboard": False, "num_cpus": workers}
     try:
         ray.init(address=address, **settings)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except Exception as error:  # Ray raises what it likes where a node does not start
+        ray.shutdown()
         text = explain(
             "the Ray engine needs a cluster that answers",
             f"{address or 'a Ray of its own'} ({error})",
