@@ -30,6 +30,7 @@ _NUMBERS = (
     "weight_decay",
     "warmup_epochs",
     "label_smoothing",
+    "dice",
     "ema",
     "gradient_clip",
 )
@@ -66,6 +67,10 @@ class Recipe:
 
     label_smoothing: float = 0.0
     """Of classification and segmentation (Szegedy et al., arXiv 1512.00567)."""
+
+    dice: float = 0.0
+    """Weight of the soft Dice loss beside the cross entropy of segmentation, as nnU-Net (Isensee et
+    al., arXiv 1809.10486) adds it: small classes then count as much as the background."""
 
     augment: Augment = "shift"
     """``shift`` moves images by up to an eighth of their size, ``flip`` mirrors half of them,
@@ -104,7 +109,8 @@ class Recipe:
 
         ==================  ===================================================================
         ``classification``  SGD with Nesterov momentum and one cycle, images shifted
-        ``segmentation``    AdamW and ``poly`` with warm-up, images shifted, gradients clipped
+        ``segmentation``    AdamW and ``poly`` with warm-up, images shifted, gradients clipped,
+                            cross entropy and Dice
         ``detection``       AdamW and ``cosine`` with warm-up, images shifted, gradients clipped
         ==================  ===================================================================
 
@@ -187,11 +193,12 @@ _STARTS: dict[str, dict[str, Any]] = {
     "classification": {},
     "segmentation": {
         "epochs": 20,
-        "batch_size": 16,
+        "batch_size": 8,
         "optimizer": "adamw",
         "learning_rate": 4e-3,
         "weight_decay": 1e-2,
         "schedule": "poly",
+        "dice": 1.0,
         "warmup_epochs": 1.0,
         "gradient_clip": 1.0,
     },
@@ -225,6 +232,7 @@ def _check_ranges(recipe: Recipe) -> None:
         "weight_decay": ("0 or above", recipe.weight_decay >= 0),
         "warmup_epochs": ("from 0 to the epochs", 0 <= recipe.warmup_epochs <= recipe.epochs),
         "label_smoothing": ("from 0 to below 1", 0 <= recipe.label_smoothing < 1),
+        "dice": ("0 or above", recipe.dice >= 0),
         "ema": ("from 0 to below 1", 0 <= recipe.ema < 1),
         "gradient_clip": ("0 or above", recipe.gradient_clip >= 0),
     }

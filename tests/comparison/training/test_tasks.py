@@ -13,6 +13,7 @@ from tests.comparison.training.conftest import make_data, make_study
 from torchplug.comparison.recipe import Recipe
 from torchplug.comparison.tasks.base import read_outputs
 from torchplug.comparison.tasks.choose import check_model, get_task
+from torchplug.comparison.tasks.segmentation import compute_dice_loss
 from torchplug.comparison.trial import check_model as check_trial
 
 CPU = torch.device("cpu")
@@ -156,7 +157,28 @@ def test_auxiliary_heads_count_four_tenths_in_training() -> None:
 def test_a_batch_without_an_asked_pixel_has_no_loss() -> None:
     model = Constant(torch.rand(1, 3, 4, 4))
     masks = torch.full((1, 4, 4), 255)
-    assert get_task("segmentation").compute_loss(model, None, masks, Recipe()).item() == 0
+    recipe = Recipe.for_task("segmentation")
+    assert get_task("segmentation").compute_loss(model, None, masks, recipe).item() == 0
+
+
+def test_the_dice_loss_by_loops() -> None:
+    scores, masks = torch.randn(2, 4, 3, 3), torch.randint(0, 3, (2, 3, 3))
+    masks[0, 0] = 255
+    shares = scores.softmax(1)
+    terms = []
+    for index in range(3):  # the fourth class does not occur
+        hits = total = 0.0
+        for image in range(2):
+            for row in range(3):
+                for column in range(3):
+                    asked = int(masks[image, row, column])
+                    if asked != 255:
+                        share = float(shares[image, index, row, column])
+                        hits += share * (asked == index)
+                        total += share + (asked == index)
+        terms.append(1 - 2 * hits / total)
+    expected = sum(terms) / 3
+    assert compute_dice_loss(scores, masks).item() == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ class Segmentation(Task):
         masks = targets.long()
         return add_auxiliary(
             [
-                _compute_cross_entropy(scores, masks, recipe.label_smoothing)
+                _compute_loss(scores, masks, recipe)
                 for scores in (outputs.scores, *outputs.auxiliary)
             ]
         )
@@ -101,6 +101,31 @@ def _compute_cross_entropy(scores: Tensor, masks: Tensor, smoothing: float) -> T
     )
     # a batch without any asked pixel has the loss 0, not 0 / 0
     return losses / (masks != IGNORED).sum().clamp(min=1)
+
+
+def _compute_loss(scores: Tensor, masks: Tensor, recipe: Recipe) -> Tensor:
+    loss = _compute_cross_entropy(scores, masks, recipe.label_smoothing)
+    return loss + recipe.dice * compute_dice_loss(scores, masks) if recipe.dice else loss
+
+
+def compute_dice_loss(scores: Tensor, masks: Tensor) -> Tensor:
+    """Return 1 minus the soft Dice of the classes that occur in the masks of a batch, averaged.
+
+    Of a class it is ``2 Σ p t / (Σ p + Σ t)`` over the asked pixels of all images, p its
+    probability and t 1 where it is (Milletari et al., arXiv 1606.04797, without their squares).
+
+    Shape:
+        ``(N, classes, h, w), (N, H, W) -> ()``.
+    """
+    resized = _resize(scores, masks.shape[-2:]).float()
+    asked = (masks != IGNORED)[:, None]
+    shares = resized.softmax(1) * asked
+    classes = torch.arange(resized.shape[1], device=masks.device)[:, None, None]
+    truth = (masks[:, None] == classes).float()
+    hits, counts = (shares * truth).sum((0, 2, 3)), truth.sum((0, 2, 3))
+    dice = 2 * hits / (shares.sum((0, 2, 3)) + counts).clamp(min=1e-6)
+    occurs = (counts > 0).float()
+    return ((1 - dice) * occurs).sum() / occurs.sum().clamp(min=1)
 
 
 class _Overlap(Meter):
