@@ -223,6 +223,8 @@ def test_the_examples_can_be_run(path: Path, monkeypatch: pytest.MonkeyPatch) ->
         check_command(comparison)
         return
     check_model(study, study.make_model())
+    if comparison.task == "detection":
+        return  # its networks are plugged elsewhere, and take their time
     for arm in comparison.variants:
         plugs = [len(report.plan.plugs) for report in prepare_model(study, arm, 0).reports]
         assert min(plugs) > 0

@@ -1,7 +1,9 @@
 """Plans of requests, as the driver hands them to a training script."""
 
+import atexit
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -145,3 +147,30 @@ def test_a_receipt_says_what_was_applied_to_what(tmp_path: Path) -> None:
         "plugged.applied.json",
         "plugged.json",
     ]
+
+
+def test_at_the_end_the_receipt_says_whether_the_plugs_were_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_end: list[Any] = []
+    monkeypatch.setattr(atexit, "register", lambda *call: at_end.append(call))
+    plan = RequestPlan(requests=(Request.parse("se"),), seed=1, receipt=True)
+    (tmp_path / "plan.json").write_text(plan.to_json())
+    model = build_model("torchplug:resnet8")
+    tp.apply_plan(model, tmp_path / "plan.json", EXAMPLE)
+    applied = tmp_path / "plan.applied.json"
+    assert "trained" not in json.loads(applied.read_text())
+    ((note, *arguments),) = at_end
+    note(*arguments)
+    assert json.loads(applied.read_text())["trained"] is False
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model(torch.randn(2, 3, 32, 32)).sum().backward()
+    optimizer.step()
+    note(*arguments)
+    assert json.loads(applied.read_text())["trained"] is True
+    applied.unlink()
+    note(*arguments)  # its folder may be gone: the process ends quietly
+    plan = RequestPlan(requests=(), seed=1, receipt=True)
+    (tmp_path / "plan.json").write_text(plan.to_json())
+    tp.apply_plan(build_model("torchplug:resnet8"), tmp_path / "plan.json")
+    assert len(at_end) == 1
