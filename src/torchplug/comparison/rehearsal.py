@@ -85,7 +85,8 @@ def _measure(
     found = {name: known[name] for name in group if name in known}
     if not new:
         return found
-    models = {BASELINE: base.model, **new}
+    device = study.comparison.device  # where the trials run
+    models = {name: model.to(device) for name, model in {BASELINE: base.model, **new}.items()}
     measured = measure_costs(models, make_example(base.model, study.data))
     parameters = count_parameters(base.model)
     for name in new:

@@ -131,8 +131,9 @@ def match_latency(study: Study, variant: Variant) -> tuple[Widths, float, float]
     Raises:
         UsageError: if the variant is not slower than the base, or nothing can grow.
     """
-    seed = study.comparison.seeds[0]
-    base, model = build_base(study, seed), prepare_model(study, variant, seed).model
+    seed, device = study.comparison.seeds[0], study.comparison.device
+    base = build_base(study, seed).to(device)
+    model = prepare_model(study, variant, seed).model.to(device)
     sizes = Sizes(base, read_example(make_example(base, study.data), base))
     growing = _require_growing(sizes, base)
     shape = choose_batch(make_example(base, study.data))
@@ -205,4 +206,4 @@ def _widened(study: Study, widths: Widths) -> nn.Module:
     generator = make_generator("modules", study.comparison.seeds[0])
     example = make_example(model, study.data)
     widen(model, widths, example=example, generator=generator, silent=study.is_pretrained)
-    return model
+    return model.to(study.comparison.device)
