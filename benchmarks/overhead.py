@@ -21,7 +21,7 @@ from torchplug.comparison.arms import Study
 from torchplug.comparison.outcome import Outcome
 from torchplug.comparison.spec import Variant
 
-VARIANTS, SEEDS = ("se", "eca", "cbam@stage", "gc"), 10  # six arms with both baselines
+VARIANTS, SEEDS = ("se", "cbam", "cbam@stage", "gc"), 10  # six arms with both baselines
 
 
 def wait(seconds: float) -> Any:

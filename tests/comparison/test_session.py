@@ -19,7 +19,7 @@ from torchplug.comparison.spec import Variant
 from torchplug.hosts import build_model
 
 ONE = Recipe(epochs=1, batch_size=256, augment="none")
-GAINS = {"se": 1.5, "eca": -1.5}
+GAINS = {"se": 1.5, "gc": -1.5}
 
 
 def pretend(seconds: float = 0.0, gains: dict[str, float] | None = None) -> Any:
@@ -61,7 +61,7 @@ def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_winner_gets_its_controls_and_no_other(untrained: None, tmp_path: Path) -> None:
     events: list[Any] = []
-    settings = {"plugs": ["se", "eca"], "seeds": 8}
+    settings = {"plugs": ["se", "gc"], "seeds": 8}
     result = run_quickly(tmp_path / "run", **settings, on_event=events.append)
     controls = [(row.control, row.of) for row in result.rows if row.control]
     assert controls == [("again", "baseline"), ("parameters", "se"), ("placebo", "se")]
@@ -83,16 +83,16 @@ def test_controls_that_were_asked_for_are_there_for_every_variant(
     untrained: None, tmp_path: Path
 ) -> None:
     controls = ["placebo", "again"]
-    result = run_quickly(tmp_path / "run", plugs=["se", "eca"], seeds=2, controls=controls)
+    result = run_quickly(tmp_path / "run", plugs=["se", "gc"], seeds=2, controls=controls)
     found = [(row.control, row.of) for row in result.rows if row.control]
-    assert found == [("again", "baseline"), ("placebo", "se"), ("placebo", "eca")]
+    assert found == [("again", "baseline"), ("placebo", "se"), ("placebo", "gc")]
 
 
 def test_a_hopeless_variant_is_reported_with_the_seeds_it_had(
     untrained: None, tmp_path: Path
 ) -> None:
-    result = run_quickly(tmp_path / "run", plugs=["eca"], seeds=6, futility=True, margin=0.2)
-    row = next(row for row in result.rows if row.variant == "eca")
+    result = run_quickly(tmp_path / "run", plugs=["gc"], seeds=6, futility=True, margin=0.2)
+    row = next(row for row in result.rows if row.variant == "gc")
     assert row.stopped == "for futility after 3 seeds"
     assert len(row.values) == 3
     assert result.seeds == tuple(range(6))
@@ -103,7 +103,7 @@ def test_what_the_budget_leaves_is_reported_and_goes_on_with_more(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("torchplug.comparison.trial_job.run_trial", pretend(seconds=0.4))
-    settings = {"plugs": ["eca"], "seeds": 9}
+    settings = {"plugs": ["gc"], "seeds": 9}
     events: list[Any] = []
 
     def stop_the_clock(event: Any) -> None:
@@ -115,7 +115,7 @@ def test_what_the_budget_leaves_is_reported_and_goes_on_with_more(
     result = run_quickly(tmp_path / "run", **settings, budget_hours=1.0, on_event=stop_the_clock)
     monkeypatch.undo()
     assert 2 <= len(result.seeds) <= 3
-    assert {row.stopped for row in result.rows if row.variant == "eca"} <= {
+    assert {row.stopped for row in result.rows if row.variant == "gc"} <= {
         "by the budget after 2",
         "by the budget after 3",
     }

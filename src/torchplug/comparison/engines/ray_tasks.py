@@ -23,7 +23,6 @@ from torchplug.errors import UsageError, explain, import_extra
 
 _STAYS = frozenset({"checkpoint.ckpt", "progress.json"})
 _SLOTS_SECONDS = 2.0
-_START_SECONDS = "180"  # of a node on a busy machine; Ray's own patience ends sooner
 _RESOURCES = {"num_cpus": "CPU", "num_gpus": "GPU"}
 
 
@@ -116,7 +115,6 @@ def load_ray() -> ModuleType:
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_raylet_start_wait_time_s", _START_SECONDS)
     return import_extra("ray", extra="ray", purpose="the Ray engine")
 
 
