@@ -166,7 +166,7 @@ def make_fcos8(*, num_classes: int = 11, in_channels: int = 3, **options: Any) -
         "size_divisible": 8,
     }
     model: nn.Module = detection.FCOS(pyramid, num_classes, **settings | options)
-    model.transform.resize = _keep_size
+    model.transform.resize = _keep_size  # type: ignore[method-assign]
     return model
 
 
