@@ -92,6 +92,22 @@ def test_the_table_holds_what_scipy_computes_from_the_records(page: str, run: Ru
     assert row[5] == f"{100 * (gains > 0).mean():.0f} %"
 
 
+def test_the_forest_draws_the_differences_at_their_place(page: str, run: Run) -> None:
+    found = re.search(r'id="figure-forest-accuracy".*?<svg(.*?)</svg>', page, re.DOTALL)
+    assert found is not None
+    ticks = re.findall(
+        r'<text[^>]* x="([\d.]+)"[^>]*>([+\N{MINUS SIGN}]?\d\.\d+)</text>', found.group(1)
+    )
+    places = [float(x) for x, _ in ticks]
+    values = [float(text.replace("\N{MINUS SIGN}", "-")) for _, text in ticks]
+    slope, offset = np.polyfit(values, places, 1)
+    drawn = re.findall(r"<title>(\w+): .*?<use [^>]*x=\"([\d.]+)\"", found.group(1), re.DOTALL)
+    shown = {name: (float(x) - offset) / slope for name, x in drawn}
+    for row in run.result.variants[:2]:
+        assert row.difference is not None
+        assert shown[row.variant] == pytest.approx(row.difference.mean, abs=0.005)
+
+
 def test_a_class_has_its_paired_gain(page: str, run: Run) -> None:
     kept = [r for r in run.records if r["seed"] != 2]
     value = {(r["variant"], r["seed"]): r["classes"]["3"] for r in kept}

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -47,4 +48,9 @@ def _pack_points(points: Sequence[Mapping[str, Any]]) -> NDArray[np.void] | list
     is_plain = all(list(point) == names for point in points)
     if not is_plain or not all(type(each) in {int, float} for row in rows for each in row):
         return [pack_record(point) for point in points]
-    return np.array(rows, dtype=[(name, np.float64) for name in names])
+    return np.array(rows, dtype=_make_type(tuple(names)))
+
+
+@cache
+def _make_type(names: tuple[str, ...]) -> np.dtype[np.void]:
+    return np.dtype([(name, np.float64) for name in names])

@@ -264,15 +264,14 @@ class _Analysis:
         return sorted({*self.gathered.finished(first)} & {*self.gathered.finished(second)})
 
     def _compare(self, names: Sequence[str]) -> list[Difference]:
-        gains, images = [], []
+        gains = []
         for name in names:
             seeds = self._shared(name, BASELINE)
             ours, base = (self.gathered.values(arm, seeds) for arm in (name, BASELINE))
             gains.append((self.sign * (ours - base)).tolist())
-            by_image = gain_by_image(self.gathered, name, seeds)
             first = self.gathered.trials[name][seeds[0]]
             self.has_errors = self.has_errors or first.errors is not None
-            images.append(by_image)
+        images = (gain_by_image(self.gathered, n, self._shared(n, BASELINE)) for n in names)
         return compare_variants(gains, self.margin, images) if names else []
 
     def _lead(self, variant: str, control: str) -> Difference:

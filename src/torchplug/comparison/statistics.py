@@ -7,7 +7,7 @@ bootstrap over seeds never decides: with three to five seeds its intervals are f
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -106,7 +106,7 @@ def choose_margin(baseline: Sequence[float], least: float = LEAST_MARGIN) -> flo
 def compare_variants(
     gains: Sequence[Sequence[float]],
     margin: float,
-    images: Sequence[Array | None] | None = None,
+    images: Iterable[Array | None] | None = None,
 ) -> list[Difference]:
     """Judge the paired gains of each variant of one family, seed by seed.
 
@@ -114,7 +114,8 @@ def compare_variants(
         gains: for each variant, its gain over the baseline in every seed.
         margin: the smallest difference worth having.
         images: for each variant, the gain in every seed and test image, ``(seeds, images)``, whose
-            mean is the gain; ``None`` where there is no such thing.
+            mean is the gain; ``None`` where there is no such thing. Read one at a time: each may
+            have millions of numbers.
     """
     differences = [np.asarray(gain, dtype=float) for gain in gains]
     family = len(differences)
@@ -122,7 +123,7 @@ def compare_variants(
     tests = [t_test(d) for d in differences]
     corrected = _holm([max(pair) for pair in zip(tests, flips, strict=True)])
     equivalent = _holm([equivalence_test(d, margin) for d in differences])
-    by_image = [None] * family if images is None else images
+    wide = [None if each is None else bootstrap_both(each) for each in images or [None] * family]
     return [
         Difference(
             mean=float(d.mean()),
@@ -135,7 +136,7 @@ def compare_variants(
             wins=float((d > 0).mean() + (d == 0).mean() / 2),
             detectable=detectable_difference(d, family),
             seeds_for_margin=seeds_needed(d, margin, family),
-            generality=None if by_image[i] is None else bootstrap_both(by_image[i]),
+            generality=wide[i],
         )
         for i, d in enumerate(differences)
     ]

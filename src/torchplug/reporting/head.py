@@ -23,7 +23,7 @@ def make_head(view: View) -> Head:
     model, data = clean(comparison.model), clean(comparison.data)
     names = [clean(row.variant) for row in view.variants]
     if len(names) <= _MOST_NAMES:
-        most = say("list.comma").join(names[:-1])
+        most = say("list.names").join(names[:-1])
         joined = say("list.or").join([most, names[-1]] if most else names)
         question = say("lead_single", names=joined, model=model)
     else:

@@ -36,7 +36,7 @@ def tell_controls(view: View) -> Section:
     if missing and not view.result.winners:
         blocks.append(Paragraph(say("controls.none"), "soft"))
     if missing:
-        names = say("list.comma").join(say(f"controls.{kind}") for kind in missing)
+        names = say("list.names").join(say(f"controls.{kind}") for kind in missing)
         blocks.append(Paragraph(say("controls.missing", names=names), "soft"))
     for name, reason in list(view.run.missing.items())[:_MOST_REASONS]:
         told = say("controls.impossible", name=clean(name), why=clean(str(reason)))

@@ -39,7 +39,7 @@ def tell_evidence(view: View) -> Section:
         if about or not entry["modules"]:
             entries.append(
                 EvidenceEntry(
-                    about=say("list.comma").join(about) or say("evidence.general"),
+                    about=say("list.names").join(about) or say("evidence.general"),
                     text=entry[say.lang],
                     source=entry["source"],
                     strength=say(f"evidence.{entry['strength']}"),
