@@ -17,6 +17,7 @@ from torchplug.comparison.store import PROGRESS, explain_full, is_disk_full, wri
 from torchplug.comparison.trial import run_trial
 
 _PROGRESS_SECONDS = 0.5
+_LONG_SECONDS = 30.0
 
 
 def run_job(study: Study, job: Job, report: Report) -> Outcome:
@@ -30,14 +31,14 @@ def run_job(study: Study, job: Job, report: Report) -> Outcome:
     try:
         on_epoch = _Progress(folder, study.comparison.recipe.epochs, report)
         run = run_command_trial if study.comparison.command else run_trial
-        return run(study, job.variant, job.seed, folder, on_epoch)
+        outcome = run(study, job.variant, job.seed, folder, on_epoch)
     except Exception as error:
         if is_disk_full(error):
             raise explain_full(folder, error) from error
         text = clean_error(f"{type(error).__name__}: {error}", job.folder)
-    finally:
-        _free_memory()
-    return fail(study.comparison, study.data.digest, job, text, began)
+        outcome = fail(study.comparison, study.data.digest, job, text, began)
+    _free_memory(time.time() - began, failed=outcome.record["status"] == "failed")
+    return outcome
 
 
 def fail(
@@ -92,7 +93,11 @@ class _Progress:
         self.report(epoch)
 
 
-def _free_memory() -> None:
-    """Give back what a trial held, after one that ran out of memory above all."""
-    gc.collect()
-    torch.cuda.empty_cache()  # does nothing where no GPU was used
+def _free_memory(seconds: float, *, failed: bool) -> None:
+    """Give back what a trial held: a trainer is a cycle that reference counts do not free.
+
+    To look through all objects takes a fraction of a second, so short trials leave it to Python.
+    """
+    if failed or seconds > _LONG_SECONDS:
+        gc.collect()
+        torch.cuda.empty_cache()  # does nothing where no GPU was used
