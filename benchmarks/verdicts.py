@@ -65,8 +65,7 @@ def run(studies: int) -> list[dict[str, object]]:
             # the random flips of many seeds take long: fewer studies where there are many of them
             share = 4 if seeds * family > 30 and seeds > 16 else 1
             rows.append(repeat(studies // share, seeds, [0.0] * family))
-        for gain in GAINS:
-            rows.append(repeat(max(studies // 2, 1), seeds, [gain]))
+        rows += [repeat(max(studies // 2, 1), seeds, [gain]) for gain in GAINS]
     return rows
 
 

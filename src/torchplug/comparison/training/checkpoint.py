@@ -55,7 +55,7 @@ class EpochCheckpoint(Checkpoint):
             follows = config.reduce_on_plateau and config.interval == "epoch"
             due = trainer.current_epoch % config.frequency == 0
             if follows and due and value is not None:
-                config.scheduler.step(value)  # type: ignore[call-arg]
+                config.scheduler.step(value)  # type: ignore[arg-type]
         self.plateaus = []
 
     def on_train_epoch_end(self, trainer: Trainer, _module: LightningModule) -> None:
