@@ -52,6 +52,9 @@ class Leases:
     def __enter__(self) -> "Leases":
         self._write_beat()
         self._thread.start()
+        for path in (self._root / _DRIVERS).glob("*.json"):  # what killed drivers left
+            if not self.is_alive(path.stem):
+                path.unlink(missing_ok=True)
         return self
 
     def __exit__(
