@@ -1,7 +1,8 @@
 """Keep the records of many trials in little memory: one text for equal texts, arrays for lists."""
 
+import contextlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -29,26 +30,30 @@ def _pack(value: Any) -> Any:
     if isinstance(value, dict):
         return pack_record(value)
     if isinstance(value, list) and value:
-        if all(isinstance(each, dict) for each in value):
-            return _pack_points(value)
-        if all(type(each) in {int, float} for each in value):
-            return np.array(value, dtype=_find_type(value))
+        return _pack_list(value)
     return value
 
 
-def _find_type(numbers: Sequence[float]) -> type[np.int32] | type[np.int64] | type[np.float64]:
-    if any(type(number) is float for number in numbers):
-        return np.float64
-    return np.int32 if max(map(abs, numbers)) < 2**31 else np.int64
+def _pack_list(values: list[Any]) -> Any:
+    if type(values[0]) is dict:
+        return _pack_points(values)
+    if type(values[0]) not in {int, float}:
+        return values
+    array = np.array(values)
+    if array.ndim != 1 or array.dtype.kind not in "if":
+        return values  # a number is missing
+    is_small = array.dtype.kind == "i" and np.abs(array).max() < 2**31
+    return array.astype(np.int32) if is_small else array
 
 
-def _pack_points(points: Sequence[Mapping[str, Any]]) -> NDArray[np.void] | list[dict[str, Any]]:
-    names = list(points[0])
-    rows = [tuple(point.get(name) for name in names) for point in points]
-    is_plain = all(list(point) == names for point in points)
-    if not is_plain or not all(type(each) in {int, float} for row in rows for each in row):
-        return [pack_record(point) for point in points]
-    return np.array(rows, dtype=_make_type(tuple(names)))
+def _pack_points(points: list[dict[str, Any]]) -> NDArray[np.void] | list[dict[str, Any]]:
+    names = points[0].keys()
+    if all(point.keys() == names for point in points):
+        with contextlib.suppress(TypeError, ValueError):  # a point may hold words
+            rows = np.array([[point[name] for name in names] for point in points], np.float64)
+            if not np.isnan(rows).any():  # what a missing number would become
+                return rows.view(_make_type(tuple(names))).reshape(len(points))
+    return [pack_record(point) for point in points]
 
 
 @cache

@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 from statsmodels.stats.power import TTestPower
@@ -53,6 +54,7 @@ def find_power(effects: Sequence[float], seeds: int, family: int, deviation: flo
     return [float(solver.power(abs(e) / deviation, seeds, level)) for e in effects]
 
 
+@cache  # of a hundred variants all ask the same
 def _solve(**known: float) -> float:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the solver tells of its trial values
