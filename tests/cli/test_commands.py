@@ -1,31 +1,62 @@
 """The commands, run as a user runs them."""
 
+import contextlib
+import io
 import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
+from torchplug.cli import main
+
 TORCHPLUG = Path(sys.executable).with_name("torchplug")
+WIDTH = {"COLUMNS": "160"}
 
 
 def run(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    command = [str(TORCHPLUG), *words]
-    return subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        check=False,
-        env={
-            "PATH": "/usr/bin:/bin",
-            "COLUMNS": "160",
-            "MPLBACKEND": "Agg",
-            "HOME": "/nonexistent",
-            "PYTHONPATH": os.environ.get("PYTHONPATH", ""),  # the code that is tested, not another
-        },
-    )
+    """Run the command's own entry here: a process for each would import torch each time."""
+    out, err = io.StringIO(), io.StringIO()
+    status = 0
+    with (
+        mock.patch.object(sys, "argv", ["torchplug", *words]),
+        mock.patch.dict(os.environ, WIDTH),
+        contextlib.chdir(cwd or Path.cwd()),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        try:
+            main()
+        except SystemExit as end:
+            status = int(end.code or 0)
+    return subprocess.CompletedProcess(words, status, out.getvalue(), err.getvalue())
+
+
+def test_the_installed_command_is_this_one(tmp_path: Path) -> None:
+    """A real process, with little of an environment."""
+    clean = {
+        "PATH": "/usr/bin:/bin",
+        "HOME": "/nonexistent",
+        "PYTHONPATH": os.environ.get("PYTHONPATH", ""),  # the code that is tested, not another
+        **WIDTH,
+    }
+    for words in (["show", "se"], ["sites", "torchvision:resnet19"]):
+        done = subprocess.run(
+            [str(TORCHPLUG), *words],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            check=False,
+            env=clean,
+        )
+        here = run(*words, cwd=tmp_path)
+        assert (done.returncode, done.stdout, done.stderr) == (
+            here.returncode,
+            here.stdout,
+            here.stderr,
+        )
 
 
 @pytest.mark.parametrize("command", ["list", "show", "sites", "plug", "check", "compare", "report"])
