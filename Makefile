@@ -4,6 +4,7 @@ BIN := .venv/bin
 export MPLBACKEND := Agg
 # tests run many small operators: threads would only wait for each other
 export OMP_NUM_THREADS ?= 1
+TEST_PROCESSES ?= 2
 
 .PHONY: demo test lint bench docs clean
 
@@ -12,7 +13,7 @@ demo: .venv/demo.stamp ## install the package with what a comparison needs, and 
 	  --seeds 5 --data digits --name demo
 
 test: lint ## everything that CI runs
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist worksteal
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff check .

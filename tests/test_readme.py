@@ -46,9 +46,22 @@ def test_the_chinese_readme_has_the_same_code() -> None:
 
 
 def test_links_lead_to_files() -> None:
-    for name in READMES:
-        for target in re.findall(r"\]\(([^)]+)\)", (ROOT / name).read_text("utf-8")):
-            assert (ROOT / target).exists(), f"{name}: {target}"
+    guides = [f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")]
+    for name in (*READMES, *guides):
+        folder = (ROOT / name).parent
+        for target in re.findall(r"\]\(([^)#:]+)\)", (ROOT / name).read_text("utf-8")):
+            assert (folder / target).exists(), f"{name}: {target}"
+
+
+@pytest.mark.parametrize("name", ["docs/comparing.md", "docs/comparing.zh-CN.md"])
+def test_the_study_of_the_guide_is_one(name: str, tmp_path: Path) -> None:
+    from torchplug.comparison.studyfile import load_study
+
+    text, *_ = blocks(name, "toml")
+    (tmp_path / "study.toml").write_text(text, encoding="utf-8")
+    comparison, settings = load_study(tmp_path / "study.toml")
+    assert len(comparison.variants) == 5
+    assert (comparison.task, settings.workers, comparison.budget_hours) == ("segmentation", 2, 8)
 
 
 def test_every_module_of_the_table_is_in_the_catalogue() -> None:
