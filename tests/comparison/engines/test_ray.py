@@ -105,8 +105,8 @@ def test_a_node_that_does_not_see_the_ledger_sends_its_files(
 
 
 def test_a_cluster_that_does_not_answer_is_named(tmp_path: Path) -> None:
-    place = Place(engine="ray", address="192.0.2.1:1")
-    with pytest.raises(UsageError, match=r"a cluster that answers: got 192\.0\.2\.1:1"):
+    place = Place(engine="ray", address="127.0.0.1:1")
+    with pytest.raises(UsageError, match=r"a cluster that answers: got 127\.0\.0\.1:1"):
         place.make_engine(Work(begin, ("x",), work_blindly), print, root=tmp_path, owner="me")
 
 

@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import os
 import shutil
+import socket
 import tempfile
 import time
 import warnings
@@ -23,6 +24,8 @@ from torchplug.errors import UsageError, explain, import_extra
 
 _STAYS = frozenset({"checkpoint.ckpt", "progress.json"})
 _SLOTS_SECONDS = 2.0
+_REACH_SECONDS = 10.0
+_CONNECT_SECONDS = 20.0
 _RESOURCES = {"num_cpus": "CPU", "num_gpus": "GPU"}
 
 
@@ -123,6 +126,7 @@ def _connect(ray: ModuleType, address: str | None, workers: int | None) -> None:
     if address is None and not os.environ.get("RAY_ADDRESS"):
         settings |= {"include_dashboard": False, "num_cpus": workers}
     try:
+        _check_listens(address)
         ray.init(address=address, **settings)
     except Exception as error:  # Ray raises what it likes where a node does not start
         ray.shutdown()
@@ -132,6 +136,20 @@ def _connect(ray: ModuleType, address: str | None, workers: int | None) -> None:
             "name its address, or none to start one on this machine",
         )
         raise UsageError(text) from error
+
+
+def _check_listens(address: str | None) -> None:
+    """Fail at once where nothing listens: Ray itself asks for minutes."""
+    host, colon, port = (address or "").rpartition("://")[2].rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()
+
+
+def _reach(address: str | None) -> None:
+    """Raise if nobody listens at ``host:port``: Ray itself tries for minutes."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH_SECONDS).close()
 
 
 def count_fits(options: Mapping[str, Any], have: Mapping[str, float]) -> int:
