@@ -24,7 +24,6 @@ from torchplug.errors import UsageError, explain, import_extra
 
 _STAYS = frozenset({"checkpoint.ckpt", "progress.json"})
 _SLOTS_SECONDS = 2.0
-_REACH_SECONDS = 10.0
 _CONNECT_SECONDS = 20.0
 _RESOURCES = {"num_cpus": "CPU", "num_gpus": "GPU"}
 
@@ -143,13 +142,6 @@ def _check_listens(address: str | None) -> None:
     host, colon, port = (address or "").rpartition("://")[2].rpartition(":")
     if colon and port.isdigit():
         socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()
-
-
-def _reach(address: str | None) -> None:
-    """Raise if nobody listens at ``host:port``: Ray itself tries for minutes."""
-    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
-    if host and port.isdigit():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH_SECONDS).close()
 
 
 def count_fits(options: Mapping[str, Any], have: Mapping[str, float]) -> int:
