@@ -9,6 +9,7 @@ bootstrap over seeds never decides: with three to five seeds its intervals are f
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -224,13 +225,21 @@ def bootstrap_both(gains: Array, resamples: int = 2000) -> Interval:
     rng = np.random.default_rng(0)
     seeds, images = gains.shape
     # images without any difference only dilute: all of them are drawn as one
-    told = gains[:, np.any(gains != 0, axis=0)]
+    told = gains[:, np.any(gains != 0, axis=0)].astype(np.float32)
     shares = np.full(told.shape[1] + 1, 1 / images)
     shares[-1] = max(1 - told.shape[1] / images, 0.0)
     means = []
-    for _ in range(0, resamples, _BOOTSTRAP_CHUNK):  # all at once would need gigabytes
-        rows = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=_BOOTSTRAP_CHUNK)
+    for part in range(0, resamples, _BOOTSTRAP_CHUNK):  # all at once would need gigabytes
+        rows = _draw_seeds(seeds, part)
         columns = rng.multinomial(images, shares, size=_BOOTSTRAP_CHUNK)[:, :-1]
         means.append(((rows @ told) * columns).sum(1) / (seeds * images))
     low, high = np.quantile(means, [0.025, 0.975])
     return Interval(low=float(low), high=float(high))
+
+
+@lru_cache(maxsize=64)
+def _draw_seeds(seeds: int, part: int) -> NDArray[np.float32]:
+    """Return how often each seed is drawn: the same for all variants, which saves most of it."""
+    rng = np.random.default_rng((1, part))
+    drawn = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=_BOOTSTRAP_CHUNK)
+    return drawn.astype(np.float32)
