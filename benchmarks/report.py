@@ -47,15 +47,14 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         root = options.folder or Path(temporary) / "run"
         began = time.perf_counter()
-        if not root.exists():
-            gains = {f"variant {i}": 0.02 * (i % 10) for i in range(options.arms - 2)}
-            simulate_run(root, Simulation(gains=gains, seeds=options.seeds))
+        gains = {f"variant {i}": 0.02 * (i % 10) for i in range(options.arms - 2)}
+        simulate_run(root, Simulation(gains=gains, seeds=options.seeds))
         written = time.perf_counter() - began
         command = [sys.executable, "-c", _CHILD, str(root)]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
     measured = json.loads(done.stdout.splitlines()[-1])
     result = {
-        "command": "python -m benchmarks.report " + " ".join(sys.argv[1:]),
+        "command": f"python -m benchmarks.report --arms {options.arms} --seeds {options.seeds}",
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "environment": describe_environment("cpu"),
         "records": options.arms * options.seeds,

@@ -63,7 +63,7 @@ def simulate_run(root: Path, simulation: Simulation) -> Path:
             store.plan_path(arm).parent.mkdir(parents=True, exist_ok=True)
             store.plan_path(arm).write_text(plan.to_json(), encoding="utf-8")
     for folder, record, timing in _draw(simulation, comparison, arms, store):
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         # no fsync: nothing of this must survive a crash
         (folder / TIMING).write_text(to_text(timing), encoding="utf-8")
         (folder / RECORD).write_text(to_text(seal(record)), encoding="utf-8")
@@ -156,6 +156,9 @@ def _draw(
     for seed in comparison.seeds:
         shared = np.random.default_rng(seed).normal(0, 0.2)
         for index, arm in enumerate(arms):
+            folder = store.trial_folder(comparison, arm, seed)
+            if (folder / RECORD).exists():
+                continue  # of a writing that was interrupted
             rng = np.random.default_rng([seed, index])
             luck = rng.normal(0, 0.2) if arm.control == "again" else shared
             value = simulation.level + luck + gains[arm.name] + float(rng.normal(0, 0.18))
@@ -166,7 +169,7 @@ def _draw(
             record["base_weights"] = f"{seed:08x}"
             pace = 0.4 * (1 + 0.07 * (index % 7))
             timing = _make_timing(simulation, pace, seed)
-            yield store.trial_folder(comparison, arm, seed), record, timing
+            yield folder, record, timing
 
 
 def _gains_by_arm(simulation: Simulation, arms: Sequence[Variant]) -> dict[str, float]:
