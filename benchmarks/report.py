@@ -6,6 +6,7 @@ that reads every other one.
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -57,6 +58,7 @@ def main() -> int:
         "command": f"python -m benchmarks.report --arms {options.arms} --seeds {options.seeds}",
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "environment": describe_environment("cpu"),
+        "load average": round(os.getloadavg()[0], 1),
         "records": options.arms * options.seeds,
         "arms": options.arms,
         "seeds": options.seeds,
