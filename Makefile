@@ -13,7 +13,7 @@ demo: .venv/demo.stamp ## install the package with what a comparison needs, and 
 	  --seeds 5 --data digits --name demo
 
 test: lint ## everything that CI runs
-	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist worksteal
+	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff check .
