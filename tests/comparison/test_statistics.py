@@ -8,10 +8,12 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 from scipy import stats
+from statsmodels.stats.multitest import multipletests
 
 from torchplug.comparison.statistics import (
     Difference,
     Interval,
+    _holm,
     bootstrap_both,
     choose_margin,
     compare_variants,
@@ -73,6 +75,12 @@ def test_holm_multiplies_the_smallest_p_by_the_number_of_variants() -> None:
     assert min(first.p_corrected, second.p_corrected) == pytest.approx(min(2 * smaller, 1))
     expected = max(min(2 * smaller, 1), larger)
     assert max(first.p_corrected, second.p_corrected) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 10])
+def test_holm_is_that_of_statsmodels(count: int) -> None:
+    values = np.random.default_rng(count).random(count) ** 3
+    assert _holm(values.tolist()) == pytest.approx(multipletests(values, method="holm")[1].tolist())
 
 
 def test_equivalence_is_two_one_sided_tests() -> None:
@@ -158,9 +166,7 @@ def test_verdicts(gains: list[float], label: str) -> None:
 
 
 def test_sentences_say_what_was_found_and_what_could_have_been() -> None:
-    nothing = judge(
-        compare_one([0.9, -0.8, 0.4, -0.5, 0.7, 0.1]), seeds=6, family=1, margin=0.2
-    )
+    nothing = judge(compare_one([0.9, -0.8, 0.4, -0.5, 0.7, 0.1]), seeds=6, family=1, margin=0.2)
     assert nothing.sentence.startswith("no difference found: +0.13 points [")
     assert "these 6 seeds could have detected 0.96 points" in nothing.sentence
     screen = judge(compare_one(GAINS[:1] * 4 + [0.6]), seeds=5, family=1, margin=0.2)

@@ -14,7 +14,6 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
-from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.weightstats import ttost_paired
 
 from torchplug.comparison.planning import ALPHA, minimum_detectable, seeds_for
@@ -199,7 +198,16 @@ def _is_constant(differences: Array) -> bool:
 
 
 def _holm(values: Sequence[float]) -> list[float]:
-    return [float(p) for p in multipletests(values, alpha=ALPHA, method="holm")[1]]
+    """Correct p values by Holm, 1979: the smallest times their number, the next by one less.
+
+    statsmodels does the same and collects garbage each time, which takes seconds beside torch.
+    """
+    p = np.asarray(values, dtype=float)
+    order = np.argsort(p)
+    steps = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)).clip(max=1.0)
+    corrected = np.empty_like(p)
+    corrected[order] = steps
+    return [float(each) for each in corrected]
 
 
 def detectable_difference(differences: Array, family: int) -> float:
