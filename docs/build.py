@@ -274,7 +274,8 @@ def _read_speeds() -> dict[str, list[CELL]]:
     found: dict[str, list[CELL]] = {}
     for path in sorted(RESULTS.glob("*.json")):
         result = json.loads(path.read_text())
-        for record in result["records"]:
+        records = result.get("records")
+        for record in records if isinstance(records, list) else ():  # not of comparisons
             if find_ratio(record) is not None:
                 where = {"device": result["environment"]["device"]}
                 found.setdefault(record["key"], []).append(record | where)
