@@ -91,7 +91,7 @@ OnEpoch = Callable[[Job, int], None]
 def clean_error(text: str, folder: str) -> str:
     """Return an error's text without what differs between machines: addresses and folders.
 
-    >>> clean_error("no /tmp/x/a.pt in <Net at 0x7f12ab>", "/tmp/x")
+    >>> clean_error("no /data/x/a.pt in <Net at 0x7f12ab>", "/data/x")
     'no FOLDER/a.pt in <Net at 0x…>'
     """
     return re.sub(r"0x[0-9a-f]+", "0x…", text.replace(str(Path(folder)), "FOLDER"))
