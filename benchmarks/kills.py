@@ -22,6 +22,7 @@ from typing import Any
 from benchmarks.overhead import describe
 from benchmarks.throughput import read_records
 from torchplug.comparison import Recipe, compare
+from torchplug.comparison.store import read_json
 
 SEEDS, EPOCHS = 4, 12
 
@@ -50,11 +51,27 @@ def find_workers(pid: int) -> list[int]:
     return found
 
 
+def wait_for_work(out: Path, process: subprocess.Popen[bytes]) -> None:
+    """Let a driver come as far as a trial: imports take longer than the time between two kills."""
+    began = time.time()
+    while process.poll() is None:
+        for path in out.glob("drivers/*.json"):
+            told = read_json(path)
+            if told is not None and told["pid"] == process.pid:
+                found = [read_json(lease) for lease in out.glob("trials/*/lease.json")]
+                if any(lease and lease["owner"] == told["owner"] for lease in found):
+                    return
+        if time.time() - began > _PATIENCE_SECONDS:
+            raise TimeoutError("a driver takes no trial")
+        time.sleep(0.2)
+
+
 def torment(out: Path, kills: int, longest: float, random_: random.Random) -> dict[str, int]:
     """Run a study to its end and kill it on the way."""
     done = {"driver": 0, "worker": 0, "calls": 1}
     process = start(out)
     while process.poll() is None:
+        wait_for_work(out, process)
         time.sleep(random_.uniform(0.0, longest))
         if sum((done["driver"], done["worker"])) >= kills:
             process.wait()
@@ -107,7 +124,7 @@ def measure(kills: int, longest: float, seed: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=30)
-    parser.add_argument("--longest", type=float, default=20.0, help="seconds between two kills")
+    parser.add_argument("--longest", type=float, default=10.0, help="seconds between two kills")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--store", type=Path)
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
