@@ -25,6 +25,7 @@ from torchplug.comparison import Recipe, compare
 from torchplug.comparison.store import read_json
 
 SEEDS, EPOCHS = 4, 12
+_PATIENCE_SECONDS = 300.0
 
 
 def run(out: Path, workers: int) -> None:
