@@ -11,18 +11,20 @@ from unittest import mock
 import pytest
 
 from torchplug.cli import main
+from torchplug.cli.console import console
 
 TORCHPLUG = Path(sys.executable).with_name("torchplug")
-WIDTH = {"COLUMNS": "160"}
+WIDTH = 160
 
 
 def run(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     """Run the command's own entry here: a process for each would import torch each time."""
     out, err = io.StringIO(), io.StringIO()
     status = 0
+    console.width = WIDTH
     with (
         mock.patch.object(sys, "argv", ["torchplug", *words]),
-        mock.patch.dict(os.environ, WIDTH),
+        mock.patch.dict(os.environ, {"COLUMNS": str(WIDTH)}),
         contextlib.chdir(cwd or Path.cwd()),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
@@ -40,7 +42,7 @@ def test_the_installed_command_is_this_one(tmp_path: Path) -> None:
         "PATH": "/usr/bin:/bin",
         "HOME": "/nonexistent",
         "PYTHONPATH": os.environ.get("PYTHONPATH", ""),  # the code that is tested, not another
-        **WIDTH,
+        "COLUMNS": str(WIDTH),
     }
     for words in (["show", "se"], ["sites", "torchvision:resnet19"]):
         done = subprocess.run(
@@ -59,7 +61,9 @@ def test_the_installed_command_is_this_one(tmp_path: Path) -> None:
         )
 
 
-@pytest.mark.parametrize("command", ["list", "show", "sites", "plug", "check", "compare", "report"])
+@pytest.mark.parametrize(
+    "command", ["list", "show", "sites", "plug", "check", "compare", "report", "repeat"]
+)
 def test_every_command_explains_itself_with_an_example(command: str) -> None:
     done = run(command, "--help")
     assert done.returncode == 0

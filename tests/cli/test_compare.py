@@ -13,6 +13,7 @@ import pytest
 from tests.cli.test_commands import TORCHPLUG
 from tests.comparison.test_command import RECEIPT
 from torchplug.cli import main
+from torchplug.cli.console import console
 from torchplug.cli.watching import follow
 from torchplug.comparison.watch import RunningTrial, RunState, Watcher
 
@@ -42,6 +43,7 @@ class Done(NamedTuple):
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path):  # type: ignore[no-untyped-def]
     """Call the command line in this process, in an empty folder."""
     monkeypatch.setenv("COLUMNS", "200")
+    console.width = 200
     monkeypatch.setenv("TERM", "dumb")
 
     def call(*words: str, cwd: Path = tmp_path) -> Done:

@@ -33,7 +33,8 @@ def test_variants_are_read_from_text(
     text: str, module: str, at: str | None, options: dict[str, object]
 ) -> None:
     variant = Variant.parse(text)
-    assert (variant.module, variant.at, dict(variant.options)) == (module, at, options)
+    (plug,) = variant.plugs
+    assert (plug.module, plug.at, dict(plug.options)) == (module, at, options)
     assert "/" not in variant.slug
     assert ":" not in variant.slug
 

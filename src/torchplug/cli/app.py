@@ -3,13 +3,13 @@
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from torchplug._version import __version__
 from torchplug.card import Card
 from torchplug.catalog import cards, get_card
 from torchplug.cli.compare import compare, report
+from torchplug.cli.console import console
 from torchplug.cli.plug import MODEL_HELP, check, plug, read_shape
 from torchplug.cli.repeat import repeat
 from torchplug.errors import UsageError, explain
@@ -27,7 +27,6 @@ app = typer.Typer(
     help="Put a module from the literature into a network that already exists, and learn "
     "honestly whether it helped.",
 )
-console = Console()
 
 
 def _print_version(value: bool) -> None:

@@ -2,16 +2,16 @@
 
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
+
+from torchplug.cli.console import console
 
 if TYPE_CHECKING:
     from torchplug.comparison import ComparisonResult, Event
     from torchplug.comparison.result import Row
 
-console = Console()
 _BAR_WIDTH = 30
 
 

@@ -7,10 +7,10 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from torchplug.cli.console import console
 from torchplug.errors import PlugError, TorchplugError, UsageError, explain, import_extra
 from torchplug.hosts import build_model
 from torchplug.surgery import draw as draw_model
@@ -18,8 +18,6 @@ from torchplug.surgery import load, save
 from torchplug.surgery import plug as plug_model
 from torchplug.surgery.plan import Plan
 from torchplug.surgery.request import Request
-
-console = Console()
 
 MODEL_HELP = (
     "torchvision:NAME, timm:NAME, smp:NAME, package.module:factory or path/to/file.py:factory"

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
-from torchplug.cli.display import console, show_time
+from torchplug.cli.console import console
+from torchplug.cli.display import show_time
 
 if TYPE_CHECKING:
     from torchplug.comparison import Comparison

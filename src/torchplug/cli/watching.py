@@ -11,7 +11,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from torchplug.cli.display import console, show_time
+from torchplug.cli.console import console
+from torchplug.cli.display import show_time
 
 if TYPE_CHECKING:
     from torchplug.comparison.watch import RunState
