@@ -10,7 +10,6 @@ statistics, summary. Imports do not count: training needs the same ones. The mea
 import argparse
 import json
 import os
-import platform
 import tempfile
 import time
 from pathlib import Path
@@ -19,6 +18,7 @@ from unittest import mock
 
 from torchplug.comparison import Comparison, compare, load_run
 from torchplug.comparison.arms import Study
+from torchplug.comparison.environment import describe_environment
 from torchplug.comparison.outcome import Outcome
 from torchplug.comparison.spec import Variant
 
@@ -89,8 +89,9 @@ def measure(seconds: float) -> dict[str, Any]:
 
 
 def describe() -> dict[str, Any]:
+    """Return the versions and the hardware of a measurement, and what else the machine did."""
     load = [round(value, 1) for value in os.getloadavg()]
-    return {"cores": os.cpu_count(), "machine": platform.machine(), "load before": load}
+    return {**describe_environment("cpu"), "load before": load}
 
 
 def main() -> None:

@@ -34,6 +34,9 @@ def describe_environment(device: str) -> dict[str, str]:
         "threads a trial": "1",
         "deterministic algorithms": "yes",
     }
+    if not device.startswith("cpu"):
+        # kernels without a deterministic form are used as they are, see seeds.deterministic
+        found["deterministic algorithms"] = "where the device has them"
     if device.startswith("cuda"):
         found["gpu"] = torch.cuda.get_device_name(device)
     commit = _git_commit()

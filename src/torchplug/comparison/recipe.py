@@ -109,8 +109,8 @@ class Recipe:
 
         ==================  ===================================================================
         ``classification``  SGD with Nesterov momentum and one cycle, images shifted
-        ``segmentation``    AdamW and ``poly`` with warm-up, images shifted, gradients clipped,
-                            cross entropy and Dice
+        ``segmentation``    AdamW and one cycle, images shifted, gradients clipped, cross entropy
+                            and Dice
         ``detection``       AdamW and ``cosine`` with warm-up, images shifted, gradients clipped
         ==================  ===================================================================
 
@@ -118,7 +118,7 @@ class Recipe:
         (``augment="scale_flip"``), but never digits.
 
         >>> Recipe.for_task("segmentation", epochs=3).schedule
-        'poly'
+        'onecycle'
         """
         if task not in _STARTS:
             text = explain("a recipe is for a task", repr(task), nearest(task, _STARTS))
@@ -195,11 +195,9 @@ _STARTS: dict[str, dict[str, Any]] = {
         "epochs": 20,
         "batch_size": 8,
         "optimizer": "adamw",
-        "learning_rate": 4e-3,
+        "learning_rate": 2e-2,
         "weight_decay": 1e-2,
-        "schedule": "poly",
         "dice": 1.0,
-        "warmup_epochs": 1.0,
         "gradient_clip": 1.0,
     },
     "detection": {

@@ -56,7 +56,7 @@ def test_boxes_are_the_tight_boxes_of_the_masks(masks: TaskData, scenes: TaskDat
         assert not rest.any()  # no ink beside the boxes
 
 
-def test_digits_in_scenes_differ_in_size_and_polarity(masks: TaskData, scenes: TaskData) -> None:
+def test_digits_in_scenes_differ_in_size_and_are_bright(masks: TaskData, scenes: TaskData) -> None:
     boxes = torch.cat([scenes.train[i][1]["boxes"] for i in range(600)])
     heights = boxes[:, 3] - boxes[:, 1]
     assert heights.quantile(0.95) / heights.quantile(0.05) > 2
@@ -65,8 +65,7 @@ def test_digits_in_scenes_differ_in_size_and_polarity(masks: TaskData, scenes: T
         image, mask = masks.train[i]
         ink.append(image[0][mask > 0].float().mean())
         paper.append(image[0][mask == 0].float().median())
-    darker = torch.stack(ink) < torch.stack(paper)
-    assert 0.4 < darker.float().mean() < 0.6
+    assert (torch.stack(ink) > torch.stack(paper) + 50).all()
     labels = torch.cat([scenes.train[i][1]["labels"] for i in range(600)])
     assert torch.bincount(labels).min() > 100
 

@@ -1,0 +1,5 @@
+"""Where every command prints."""
+
+from rich.console import Console
+
+console = Console()
