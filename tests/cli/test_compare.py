@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from torchplug.cli.console import console
 
 from tests.cli.test_commands import TORCHPLUG
 from tests.comparison.test_command import RECEIPT
 from torchplug.cli import main
-from torchplug.cli.console import console
 from torchplug.cli.watching import follow
 from torchplug.comparison.watch import RunningTrial, RunState, Watcher
 

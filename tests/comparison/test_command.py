@@ -23,7 +23,7 @@ from torchplug.comparison.metricfile import MetricError, MetricPlace, read_curve
 from torchplug.comparison.outcome import Outcome
 from torchplug.comparison.spec import Comparison, Variant
 from torchplug.errors import UsageError
-from torchplug.surgery.request import RequestPlan
+from torchplug.programs.request_plan import RequestPlan
 
 COMMAND = "{python} train.py --seed {seed} --plan {plan} --out {out}"
 
@@ -236,7 +236,8 @@ from tests.comparison.test_command import RECEIPT, make, run
 run(Path({str(tmp_path)!r}), {script!r})
 """
     (tmp_path / "driver.py").write_text(driver)
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{root / 'src'}"}
     killed = subprocess.Popen([sys.executable, str(tmp_path / "driver.py")], env=environment)
     marks = tmp_path / "a trial's folder" / "out" / "marks"
     deadline = time.monotonic() + 60

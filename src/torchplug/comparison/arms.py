@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from torchplug.comparison.data import TaskData
-from torchplug.comparison.placebo.cut import cut_plugs
 from torchplug.comparison.seeds import derive_seed, deterministic, make_generator
 from torchplug.comparison.spec import Comparison, Variant
 from torchplug.comparison.weights import load_base
-from torchplug.comparison.widening.widen import widen
+from torchplug.controls.placebo.cut import cut_plugs
+from torchplug.controls.widening.widen import widen
 from torchplug.hosts import find_source, load_maker
 from torchplug.surgery import PlugReport, plug
 from torchplug.surgery.request import Request

@@ -38,8 +38,8 @@ from torchplug.comparison.seeds import derive_seed
 from torchplug.comparison.spec import Comparison, Variant
 from torchplug.comparison.store import read_json, write_json, write_text
 from torchplug.errors import UsageError, explain, nearest
-from torchplug.surgery.receipt import receipt_path
-from torchplug.surgery.request import RequestPlan
+from torchplug.programs.receipt import receipt_path
+from torchplug.programs.request_plan import RequestPlan
 
 PLACEHOLDERS = ("seed", "plan", "out", "variant", "python")
 _NEEDED = ("seed", "plan")

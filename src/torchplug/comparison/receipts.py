@@ -8,8 +8,8 @@ from torchplug.comparison.rehearsal import describe_places
 from torchplug.comparison.spec import BASELINE, Comparison, Variant
 from torchplug.comparison.store import Store, read_json, write_json, write_text
 from torchplug.errors import TorchplugError
+from torchplug.programs.receipt import receipt_path
 from torchplug.surgery import Plan
-from torchplug.surgery.receipt import receipt_path
 
 
 def note_receipts(store: Store, comparison: Comparison, arms: Sequence[Variant]) -> None:

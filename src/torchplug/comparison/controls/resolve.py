@@ -1,18 +1,14 @@
 """Find the controls of variants, or the reason why there is none."""
 
+import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from torchplug.analysis import count_parameters
 from torchplug.comparison.arms import Study, prepare_model
-from torchplug.comparison.controls.matching import (
-    CLOSE,
-    count_target,
-    match_latency,
-    match_parameters,
-)
-from torchplug.comparison.placebo.cut import cut_plugs
+from torchplug.comparison.controls.matching import match_latency, match_size
 from torchplug.comparison.spec import Control, Variant
+from torchplug.controls.placebo.cut import cut_plugs
 from torchplug.errors import PlugError, UsageError, explain
 from torchplug.surgery import find_plugs
 
@@ -79,13 +75,8 @@ def name_control(kind: Control, of: str) -> str:
 
 
 def _match_parameters(study: Study, variant: Variant) -> Variant:
-    fit = match_parameters(study, variant)
-    target = count_target(prepare_model(study, variant, study.comparison.seeds[0]))
-    off = fit.parameters / target - 1
-    told = f"{fit.parameters:,} parameters, {off:+.2%} of the variant's {target:,}"
-    if abs(off) > CLOSE:
-        told += "; one channel more or less is further away"
-    details = {"widths": fit.widths, "parameters": fit.parameters, "target": target, "told": told}
+    match = match_size(study, variant)
+    details = {**dataclasses.asdict(match), "told": match.told}
     return _make_arm("parameters", variant, details)
 
 
