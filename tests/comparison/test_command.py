@@ -192,7 +192,7 @@ apply()
         ({"command": "python 'train.py {seed} {plan} {out}"}, "words as in a shell"),
         ({"metric_file": ""}, "a command's metric has a place"),
         ({"metric_file": "{out}/metrics.txt:map"}, "metric is FILE:KEY"),
-        ({"controls": ("placebo",)}, "which only the baseline again controls for"),
+        ({"controls": ("latency",)}, "measured and would be another one"),
         ({"base": "trained"}, "a program starts its own base"),
     ],
 )

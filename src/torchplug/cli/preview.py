@@ -142,8 +142,6 @@ def _say_time(
 
 
 def _say_controls(comparison: "Comparison", estimate: "Estimate") -> str:
-    if comparison.command:
-        return "controls  the baseline again, with fresh seeds"
     missing = [kind for kind in ("parameters", "placebo") if kind not in comparison.controls]
     if not missing:
         return "controls  as asked for, for every variant; and the baseline again"

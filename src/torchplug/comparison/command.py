@@ -34,14 +34,19 @@ from torchplug.comparison.metricfile import (
     read_metric,
 )
 from torchplug.comparison.outcome import Outcome
+from torchplug.comparison.receipts import is_refused, take_receipt
 from torchplug.comparison.seeds import derive_seed
 from torchplug.comparison.spec import Comparison, Variant
 from torchplug.comparison.store import read_json, write_json, write_text
 from torchplug.errors import UsageError, explain, nearest
-from torchplug.programs.receipt import receipt_path
-from torchplug.programs.request_plan import RequestPlan
+from torchplug.programs import ProgramControl, RequestPlan, receipt_path
 
 PLACEHOLDERS = ("seed", "plan", "out", "variant", "python")
+NO_LATENCY = explain(
+    "a program makes its controls anew in each trial, the same from what its plan says",
+    "latency, which is measured and would be another one each time",
+    "ask for parameters or placebo, or compare a model that torchplug can build",
+)
 _NEEDED = ("seed", "plan")
 _BRACED = re.compile(r"\{\{[A-Za-z_]\w*\}\}|\{(?P<name>[A-Za-z_]\w*)\}")
 _PROCESS = "process.json"
@@ -61,7 +66,7 @@ def check_command(comparison: Comparison) -> None:
 
     Raises:
         UsageError: for an unknown placeholder, one that is missing, a program that is not there,
-            a metric that cannot be found, or controls that need the model.
+            a metric that cannot be found, or a control that is measured.
     """
     words = _split(comparison.command)
     used = {found["name"] for word in words for found in _BRACED.finditer(word)} - {None}
@@ -89,14 +94,8 @@ def check_command(comparison: Comparison) -> None:
 
 
 def _check_controls(comparison: Comparison) -> None:
-    asked = [control for control in comparison.controls if control != "again"]
-    if asked:
-        text = explain(
-            "a program builds its own model, which only the baseline again controls for",
-            ", ".join(asked),
-            "leave these controls out, or compare a model that torchplug can build",
-        )
-        raise UsageError(text)
+    if "latency" in comparison.controls:
+        raise UsageError(NO_LATENCY)
     if comparison.base != "scratch":
         fix = "let the program load its weights before it applies the plan"
         raise UsageError(explain("a program starts its own base", comparison.base, fix))
@@ -114,9 +113,15 @@ def hash_command(command: str) -> str:
 
 
 def write_plan(variant: Variant, seed: int, path: Path) -> None:
-    """Write the plan of a trial: what the script plugs, in the order given."""
+    """Write the plan of a trial: what the script plugs, in the order given, or its control."""
+    control: ProgramControl | None = None
+    if variant.control == "parameters" or variant.control == "placebo":
+        control = variant.control
     plan = RequestPlan(
-        requests=variant.plugs, seed=derive_seed("modules", variant.stream(seed)), receipt=True
+        requests=variant.plugs,
+        seed=derive_seed("modules", variant.stream(seed)),
+        receipt=True,
+        control=control,
     )
     write_text(path, plan.to_json())
 
@@ -169,7 +174,9 @@ def run_command_trial(
     }
     words = [_fill(word, values) for word in _split(comparison.command)]
     record = _begin_record(study, variant, seed)
-    error = _run(words, folder) or _read_receipt(plan, record)
+    error = _run(words, folder)
+    if not error or is_refused(plan):  # the reason, whatever the program made of it
+        error = take_receipt(plan, record)
     if not error:
         error = _read_result(place, out.absolute(), logs / "stdout.txt", comparison.metric, record)
     if error:
@@ -205,42 +212,6 @@ def _begin_record(study: Study, variant: Variant, seed: int) -> dict[str, Any]:
         "data": getattr(study.data, "digest", ""),
         "parameters": {"base": 0, "modules": 0, "gates": 0},
     }
-
-
-def _read_receipt(plan: Path, record: dict[str, Any]) -> str:
-    """Take what the program says of its model; return what is wrong with it."""
-    receipt = read_json(receipt_path(plan))
-    if not isinstance(receipt, dict):
-        return explain(
-            "the program applies its plan",
-            "a program that ended without",
-            "add torchplug.apply_plan(model, plan) after the model is built",
-        )
-    record |= {name: receipt[name] for name in ("base_weights", "parameters")}
-    if receipt.get("trained") is False:
-        return explain(
-            "the model that is plugged is the one that is trained",
-            "plugs whose weights did not change",
-            "apply the plan where the framework builds its model: docs/your-own-script.md",
-        )
-    others = _others_of_seed(plan, receipt)
-    if others - {receipt["base_weights"]}:
-        return explain(
-            "all arms of one seed start from equal weights",
-            "other weights of the base than in another arm",
-            "seed every generator with {seed} before the model is built, and apply the plan then",
-        )
-    return ""
-
-
-def _others_of_seed(plan: Path, receipt: Mapping[str, Any]) -> set[str]:
-    """Return the hashes of the bases that other arms of the same seed have started from."""
-    found = set()
-    for path in plan.parent.parent.glob(f"*/{receipt_path(plan).name}"):
-        other = read_json(path)
-        if isinstance(other, dict) and other.get("seed") == receipt.get("seed"):
-            found.add(str(other.get("base_weights")))
-    return found
 
 
 def _read_result(

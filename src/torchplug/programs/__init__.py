@@ -1,8 +1,8 @@
 """A training script of the user's own: the plan that it is given, and what it leaves behind.
 
 ``torchplug compare --command`` writes a plan of requests; the script applies it to the model that
-it has built (:func:`torchplug.apply_plan`); a receipt beside the plan says what was done. A script's
-environment may have no more than torch.
+it has built (:func:`torchplug.apply_plan`); a receipt beside the plan says what was done. The
+environment of a script may have no more than torch.
 """
 
 from torchplug.programs.apply import apply_plan as apply_plan
