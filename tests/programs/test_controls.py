@@ -53,8 +53,8 @@ def test_a_placebo_has_the_plugs_and_their_information_is_cut(tmp_path: Path) ->
         tmp_path, "se:reduction=4", "gc@stage:reduction=4", control="placebo"
     )
     other = make_resnet()
-    for name, at, options in (("se", None, {"reduction": 4}), ("gc", "stage", {"reduction": 4})):
-        tp.plug(other, name, at, example=EXAMPLE, seed=5, **options)
+    for name, at in (("se", None), ("gc", "stage")):
+        tp.plug(other, name, at, example=EXAMPLE, seed=5, reduction=4)
     told = cut_plugs(other)
     assert [type(m) for m in model.modules()] == [type(m) for m in other.modules()]
     ours, theirs = model.state_dict(), other.state_dict()

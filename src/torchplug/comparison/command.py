@@ -9,6 +9,7 @@ the trial fails: a script that forgot the line would make all arms equal.
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import os
 import platform
@@ -117,13 +118,24 @@ def write_plan(variant: Variant, seed: int, path: Path) -> None:
     control: ProgramControl | None = None
     if variant.control == "parameters" or variant.control == "placebo":
         control = variant.control
+    sources = variant.details.get("sources", {})
     plan = RequestPlan(
-        requests=variant.plugs,
+        requests=tuple(
+            dataclasses.replace(request, module=_make_absolute(request.module))
+            for request in variant.plugs
+        ),
+        sources={_make_absolute(name): digest for name, digest in sources.items() if digest},
         seed=derive_seed("modules", variant.stream(seed)),
         receipt=True,
         control=control,
     )
     write_text(path, plan.to_json())
+
+
+def _make_absolute(module: str) -> str:
+    """Name the file of a module of the user's own wherever the script runs."""
+    source, colon, name = module.rpartition(":")
+    return f"{Path(source).absolute()}:{name}" if colon and source.endswith(".py") else module
 
 
 def run_command_trial(

@@ -3,9 +3,11 @@
 import dataclasses
 import json
 import math
+import os
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -58,10 +60,14 @@ class Inputs:
     def make_work(self, run: Any = run_job) -> Work:
         """Return what another process needs to do the same."""
         specification = self.comparison.to_json()
-        return Work(_begin, (self.model, specification, self.data, self.start), run)
+        folder = str(Path.cwd())
+        return Work(_begin, (self.model, specification, self.data, self.start, folder), run)
 
 
-def _begin(model: Model, specification: str, data: Any, start: bytes | None) -> Study:
+def _begin(model: Model, specification: str, data: Any, start: bytes | None, folder: str) -> Study:
+    """Make the study in a process of its own, where relative paths mean what they mean here."""
+    if Path(folder).is_dir():  # Ray runs workers in the folder where its node was started
+        os.chdir(folder)
     comparison = Comparison.from_dict(json.loads(specification))
     return Inputs(model, comparison, data, start).make_study()
 

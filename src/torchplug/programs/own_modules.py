@@ -4,6 +4,7 @@ A plan is a file of data, and nothing that it names is imported. It names a clas
 and holds a hash of that file, so that no class of another version is taken for the one meant.
 """
 
+import contextlib
 import hashlib
 import inspect
 from collections.abc import Callable, Mapping
@@ -55,14 +56,22 @@ def find_module(
     return found
 
 
+def _find_file(found: Any) -> Path | None:
+    """Return the file that defines a class; one that was made at a prompt has none."""
+    parts: tuple[Any, ...] = (found, getattr(found, "forward", None))
+    for part in parts:
+        with contextlib.suppress(OSError, TypeError):
+            file = Path(inspect.getsourcefile(part) or "")
+            if file.is_file():
+                return file
+    return None
+
+
 def _check_source(name: str, found: Any, wanted: str) -> None:
     """Refuse a class whose file is another than the one that was hashed; it may lie elsewhere."""
-    try:
-        file = inspect.getsourcefile(found)
-        content = Path(file or "").read_bytes()
-    except (OSError, TypeError):  # made at a prompt: there is no file to compare
-        return
-    if wanted and hashlib.sha256(content).hexdigest() != wanted:
+    file = _find_file(found)
+    content = file.read_bytes() if file is not None else b""
+    if wanted and file is not None and hashlib.sha256(content).hexdigest() != wanted:
         text = explain(
             "the class that a script hands in is the one that the comparison names",
             f"{file} instead of {name}, or that file changed after the comparison began",
