@@ -184,10 +184,14 @@ def test_a_control_that_fails_takes_nothing_along(also: str, statuses: Any, tmp_
     assert all(row.statuses == {"finished": 3} for row in others)
 
 
-def test_a_script_that_catches_what_its_plan_refused_has_failed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("then", ["", "; raise SystemExit(1)"])
+def test_what_a_plan_refused_is_the_reason_whatever_the_script_does(
+    then: str, tmp_path: Path
+) -> None:
     refused = (
         "if control == 'placebo': plan.with_suffix('.applied.json').write_text(json.dumps("
         "{'seed': seed, 'control': control, 'refused': 'no honest one'})); apply = lambda **more: 0"
+        + then
     ).replace("{", "{{").replace("}", "}}")  # fmt: skip
     result = run_pretended(tmp_path, refused, seeds=2, controls=("placebo",))
     assert list_controls(result) == [("again", "baseline")]

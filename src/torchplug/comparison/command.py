@@ -8,16 +8,12 @@ the baseline it is empty, so all arms run the same code. Applying it leaves a re
 the trial fails: a script that forgot the line would make all arms equal.
 """
 
-import contextlib
 import dataclasses
 import hashlib
-import os
 import platform
 import re
 import shlex
 import shutil
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -25,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 from torchplug.comparison.arms import Study
-from torchplug.comparison.lease import identify_machine, is_running, read_start
 from torchplug.comparison.metricfile import (
     STDOUT,
     MetricError,
@@ -35,10 +30,11 @@ from torchplug.comparison.metricfile import (
     read_metric,
 )
 from torchplug.comparison.outcome import Outcome
+from torchplug.comparison.process import end_orphan, run_process
 from torchplug.comparison.receipts import is_refused, take_receipt
 from torchplug.comparison.seeds import derive_seed
 from torchplug.comparison.spec import Comparison, Variant
-from torchplug.comparison.store import read_json, write_json, write_text
+from torchplug.comparison.store import write_text
 from torchplug.errors import UsageError, explain, nearest
 from torchplug.programs import ProgramControl, RequestPlan, receipt_path
 
@@ -50,16 +46,7 @@ NO_LATENCY = explain(
 )
 _NEEDED = ("seed", "plan")
 _BRACED = re.compile(r"\{\{[A-Za-z_]\w*\}\}|\{(?P<name>[A-Za-z_]\w*)\}")
-_PROCESS = "process.json"
-_PATIENCE_SECONDS = 5.0
-_LONGEST = 300
 _EXAMPLE = "python train.py --seed {seed} --plan {plan} --out {out}"
-_SETTINGS = {
-    # as the built-in training: the number of threads changes sums, and trials run side by side
-    "OMP_NUM_THREADS": "1",
-    "PYTHONHASHSEED": "0",
-    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
-}
 
 
 def check_command(comparison: Comparison) -> None:
@@ -172,7 +159,7 @@ def run_command_trial(
     out, plan, logs = folder / "out", folder / "plan.json", folder / "logs"
     for path in (out, logs):
         path.mkdir(parents=True, exist_ok=True)
-    _end_orphan(folder)
+    end_orphan(folder)
     write_plan(variant, seed, plan)
     for leftover in (receipt_path(plan), place.find(out) if place.file != STDOUT else None):
         if leftover is not None:
@@ -186,7 +173,7 @@ def run_command_trial(
     }
     words = [_fill(word, values) for word in _split(comparison.command)]
     record = _begin_record(study, variant, seed)
-    error = _run(words, folder)
+    error = run_process(words, folder)
     if not error or is_refused(plan):  # the reason, whatever the program made of it
         error = take_receipt(plan, record)
     if not error:
@@ -265,70 +252,6 @@ def _fill(word: str, values: Mapping[str, str]) -> str:
         return found[0][1:-1] if name is None else values.get(name, found[0])
 
     return _BRACED.sub(put, word)
-
-
-def _run(words: list[str], folder: Path) -> str:
-    """Run a program to its end; return what went wrong."""
-    logs = folder / "logs"
-    environment = {**_SETTINGS, **os.environ}
-    with (logs / "stdout.txt").open("wb") as out, (logs / "stderr.txt").open("wb") as err:
-        try:
-            process = subprocess.Popen(
-                words,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=err,
-                env=environment,
-                start_new_session=True,  # its own children end with it
-            )
-        except OSError as error:
-            fix = "check the first word of the command"
-            return explain("a program must start", f"{words[0]}: {error.strerror}", fix)
-        try:
-            _note(process.pid, folder)
-            code = process.wait()
-        finally:
-            _end_group(process.pid, process)
-            (folder / _PROCESS).unlink(missing_ok=True)
-    return "" if code == 0 else _explain_end(code, logs / "stderr.txt")
-
-
-def _explain_end(code: int, stderr: Path) -> str:
-    lines = stderr.read_text(encoding="utf-8", errors="replace").split("\n")
-    last = next((line.strip() for line in reversed(lines) if line.strip()), "nothing on stderr")
-    how = f"exit code {code}" if code > 0 else f"signal {signal.Signals(-code).name}"
-    got = f"{how} ({last[-_LONGEST:]})"
-    fix = "see logs/stderr.txt in the trial's folder"
-    return explain("a program ends with exit code 0", got, fix)
-
-
-def _note(pid: int, folder: Path) -> None:
-    """Write down which process it is: if the driver is killed, the next one ends it."""
-    content = {"pid": pid, "started": read_start(pid), "machine": identify_machine()}
-    write_json(folder / _PROCESS, content, sync=False)
-
-
-def _end_orphan(folder: Path) -> None:
-    """End the program of a driver that was killed: two must not write into one folder."""
-    noted = read_json(folder / _PROCESS)
-    if isinstance(noted, dict) and noted.get("machine") == identify_machine():
-        pid = int(noted["pid"])
-        if noted["started"] and is_running(pid, noted["started"]):
-            _end_group(pid)
-    (folder / _PROCESS).unlink(missing_ok=True)
-
-
-def _end_group(pid: int, process: subprocess.Popen[bytes] | None = None) -> None:
-    """End a program and its children: kindly, then by force."""
-    deadline = time.monotonic() + _PATIENCE_SECONDS
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(pid, number)
-            while number == signal.SIGTERM and time.monotonic() < deadline:
-                if process is not None:
-                    process.poll()
-                os.killpg(pid, 0)  # raises when nobody is left
-                time.sleep(0.05)
 
 
 def _clean(text: str, folder: Path) -> str:
