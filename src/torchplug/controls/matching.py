@@ -33,8 +33,8 @@ class Match:
     def told(self) -> str:
         """The match in words.
 
-        >>> print(Match({"conv": 17}, 1010, 1000).told)
-        1,010 parameters, +1.00% of the variant's 1,000
+        >>> print(Match({"conv": 17}, 1005, 1000).told)
+        1,005 parameters, +0.50% of the variant's 1,000
         """
         off = self.parameters / self.target - 1
         told = f"{self.parameters:,} parameters, {off:+.2%} of the variant's {self.target:,}"
