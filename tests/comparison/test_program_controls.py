@@ -11,10 +11,11 @@ from tests.comparison.test_command import RECEIPT
 from torchplug.comparison import ComparisonResult, load_run
 from torchplug.comparison.controls import find_controls
 from torchplug.comparison.engines import Place
+from torchplug.comparison.gathering import gather
 from torchplug.comparison.run import run_comparison
 from torchplug.comparison.spec import Comparison, Variant
 from torchplug.comparison.store import read_json
-from torchplug.errors import UsageError
+from torchplug.errors import TorchplugError, UsageError
 
 TRAIN = """
 import argparse, json, pathlib, random
@@ -196,6 +197,36 @@ def test_what_a_plan_refused_is_the_reason_whatever_the_script_does(
     result = run_pretended(tmp_path, refused, seeds=2, controls=("placebo",))
     assert list_controls(result) == [("again", "baseline")]
     assert load_run(tmp_path / "run").missing == {"placebo control of se": "no honest one"}
+
+
+def test_a_node_of_its_own_may_start_a_control_from_another_base(tmp_path: Path) -> None:
+    # it sees no other trial, so the driver finds it where all records are
+    comparison = make_comparison(tmp_path, "", "se")
+    arms = (*comparison.arms, Variant(name="p", control="placebo", of="se"))
+    records = [
+        {
+            "variant": arm.name,
+            "seed": seed,
+            "status": "finished",
+            "value": 1.0,
+            "base_weights": "other"
+            if (arm.name, seed) == ("p", 1)
+            else f"{arm.control == 'again'}",
+        }
+        for arm in arms
+        for seed in comparison.seeds
+    ]
+    gathered = gather(comparison, arms, records, {})
+    assert gathered.seeds == (0, 1)
+    assert gathered.finished("p") == [0]
+    assert gathered.trials["p"][1].error == "it started from other weights of the base"
+    for record in records:
+        if record["variant"] == "p":
+            record |= {"base_weights": "False"}
+        elif record["variant"] == "se":
+            record |= {"base_weights": "other"}
+    with pytest.raises(TorchplugError, match="not paired"):
+        gather(comparison, arms, records, {})
 
 
 def test_latency_is_refused_with_the_reason(tmp_path: Path) -> None:
