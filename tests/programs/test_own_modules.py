@@ -92,7 +92,7 @@ def test_a_class_of_another_source_is_not_taken_for_it(own_file: Path, tmp_path:
     tp.apply_plan(build_model("torchplug:resnet8"), plan, EXAMPLE, modules=modules)
     copied.write_text(OWN.replace("x * self", "x + self"))
     modules = {"Scale": load(copied).Scale}
-    with pytest.raises(UsageError, match="is the one that the comparison names: got .*elsewhere"):
+    with pytest.raises(UsageError, match=r"is the one that the comparison names: got .*elsewhere"):
         tp.apply_plan(build_model("torchplug:resnet8"), plan, EXAMPLE, modules=modules)
 
 
