@@ -24,12 +24,16 @@ ALLOWED["surgery"] = ALLOWED["catalog"] | {"catalog", "_version"}
 # hosts tell surgery what they know; surgery never asks for one by name
 ALLOWED["hosts"] = ALLOWED["surgery"] | {"surgery"}
 ALLOWED["analysis"] = ALLOWED["fusion"] = ALLOWED["surgery"] | {"surgery"}
+ALLOWED["controls"] = ALLOWED["analysis"] | {"analysis"}
+# what a training script imports, where only torch may be installed
+ALLOWED["programs"] = ALLOWED["controls"] | {"controls"}
 ALLOWED["deployment"] = ALLOWED["fusion"] | {"fusion"}
-ALLOWED["comparison"] = ALLOWED["analysis"] | {"analysis", "hosts", "_version"}
+ALLOWED["comparison"] = ALLOWED["programs"] | {"programs", "hosts", "_version"}
 ALLOWED["reporting"] = ALLOWED["comparison"] | {"comparison"}
 ALLOWED["cli"] = ALLOWED["reporting"] | {"reporting", "fusion", "deployment"}
 ALLOWED["__init__"] = {"_version", "catalog", "comparison", "errors", "hosts", "modules"} | {
-    "surgery"
+    "programs",
+    "surgery",
 }
 
 STANDARD_LIBRARY_ONLY = {"card", "errors", "_version"}

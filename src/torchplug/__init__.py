@@ -16,10 +16,10 @@ from torchplug.errors import PlugError as PlugError
 from torchplug.errors import TorchplugError as TorchplugError
 from torchplug.errors import UsageError as UsageError
 from torchplug.modules import *  # noqa: F403
+from torchplug.programs import apply_plan as apply_plan
 from torchplug.surgery import LoadReport as LoadReport
 from torchplug.surgery import Plan as Plan
 from torchplug.surgery import PlugReport as PlugReport
-from torchplug.surgery import apply_plan as apply_plan
 from torchplug.surgery import check as check
 from torchplug.surgery import disabled as disabled
 from torchplug.surgery import draw as draw

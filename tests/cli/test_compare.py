@@ -201,6 +201,31 @@ value = float("nan") if requests and requests[0]["module"] == "cc" else int(word
     assert (root / "report.html").exists()
 
 
+def test_the_report_names_the_control_that_a_program_cannot_make(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    script = """
+content = json.loads(plan.read_text())
+if content["control"] == "placebo":
+    refused = {"seed": content["seed"], "control": "placebo", "refused": "no honest one"}
+    plan.with_suffix(".applied.json").write_text(json.dumps(refused))
+    raise SystemExit(1)
+apply(control=content["control"], details={"told": "as wide as it takes"})
+(out / "m.json").write_text(json.dumps({"top1": int(words["--seed"]) % 7}))
+"""
+    (tmp_path / "train.py").write_text(RECEIPT + script)
+    words = ("compare", "--command", "{python} train.py --seed {seed} --plan {plan} --out {out}")
+    words = (*words, "--metric", "{out}/m.json:top1", "--plug", "se", "--seeds", "2")
+    looked = run(*words, "--dry-run", "--name", "own")
+    assert "parameters and placebo for a variant that wins" in looked.out
+    done = run(*words, "--controls", "placebo,parameters", "--name", "own")
+    assert done.status == 0, done.err
+    table = done.out.partition("\nvariant ")[2]
+    assert "parameters control of se" in table
+    assert "placebo control of se" not in table
+    report = (tmp_path / "runs" / "own" / "report.html").read_text()
+    assert "There is no placebo control of se: no honest one." in report
+    assert "as wide as it takes" in report
+
+
 def make_state(done: int, *, over: bool = False) -> RunState:
     waiting = RunningTrial(name="se, seed 1", epoch=3, epochs=9, seconds=61.0)
     return RunState(

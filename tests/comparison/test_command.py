@@ -23,7 +23,7 @@ from torchplug.comparison.metricfile import MetricError, MetricPlace, read_curve
 from torchplug.comparison.outcome import Outcome
 from torchplug.comparison.spec import Comparison, Variant
 from torchplug.errors import UsageError
-from torchplug.surgery.request import RequestPlan
+from torchplug.programs.request_plan import RequestPlan
 
 COMMAND = "{python} train.py --seed {seed} --plan {plan} --out {out}"
 
@@ -192,7 +192,7 @@ apply()
         ({"command": "python 'train.py {seed} {plan} {out}"}, "words as in a shell"),
         ({"metric_file": ""}, "a command's metric has a place"),
         ({"metric_file": "{out}/metrics.txt:map"}, "metric is FILE:KEY"),
-        ({"controls": ("placebo",)}, "which only the baseline again controls for"),
+        ({"controls": ("latency",)}, "measured and would be another one"),
         ({"base": "trained"}, "a program starts its own base"),
     ],
 )
@@ -216,10 +216,32 @@ def test_a_changed_script_is_another_comparison(tmp_path: Path) -> None:
     assert hash_command(f"{script} {{seed}}") != first
 
 
-def test_the_program_of_a_killed_driver_is_ended_before_its_trial_runs_again(
-    tmp_path: Path,
-) -> None:
-    script = """
+def begin_and_wait(tmp_path: Path, script: str) -> tuple[subprocess.Popen[bytes], int]:
+    """A driver whose program has begun, and the program."""
+    (tmp_path / "train.py").write_text(RECEIPT + script)
+    driver = f"""
+from pathlib import Path
+from tests.comparison.test_command import RECEIPT, make, run
+run(Path({str(tmp_path)!r}), {script!r})
+"""
+    (tmp_path / "driver.py").write_text(driver)
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{root / 'src'}"}
+    started = subprocess.Popen([sys.executable, str(tmp_path / "driver.py")], env=environment)
+    marks = tmp_path / "a trial's folder" / "out" / "marks"
+    deadline = time.monotonic() + 300
+    while not (marks.is_dir() and list(marks.iterdir())) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    (program,) = (int(path.name) for path in marks.iterdir())
+    return started, program
+
+
+def has_ended(pid: int) -> bool:
+    state = Path(f"/proc/{pid}/stat")
+    return not state.exists() or state.read_text().split()[2] == "Z"
+
+
+WAITING = """
 import os, time
 marks = out / "marks"
 marks.mkdir(exist_ok=True)
@@ -229,27 +251,31 @@ if len(list(marks.iterdir())) == 1:
 apply()
 (out / "metrics.json").write_text(json.dumps({"map50": 1}))
 """
-    (tmp_path / "train.py").write_text(RECEIPT + script)
-    driver = f"""
-from pathlib import Path
-from tests.comparison.test_command import RECEIPT, make, run
-run(Path({str(tmp_path)!r}), {script!r})
-"""
-    (tmp_path / "driver.py").write_text(driver)
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    killed = subprocess.Popen([sys.executable, str(tmp_path / "driver.py")], env=environment)
-    marks = tmp_path / "a trial's folder" / "out" / "marks"
-    deadline = time.monotonic() + 60
-    while not (marks.is_dir() and list(marks.iterdir())) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    (orphan,) = (int(path.name) for path in marks.iterdir())
+
+
+def test_a_program_ends_when_its_driver_is_killed(tmp_path: Path) -> None:
+    killed, program = begin_and_wait(tmp_path, WAITING)
+    assert not has_ended(program)
     killed.kill()
     killed.wait()
-    os.kill(orphan, 0)  # it lives on
-    outcome, _ = run(tmp_path, script)
+    deadline = time.monotonic() + 30
+    while not has_ended(program) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert has_ended(program)
+
+
+def test_what_a_machine_left_behind_is_ended_before_its_trial_runs_again(tmp_path: Path) -> None:
+    killed, orphan = begin_and_wait(tmp_path, WAITING)
+    children = Path(f"/proc/{killed.pid}/task/{killed.pid}/children").read_text().split()
+    killed.send_signal(signal.SIGSTOP)  # all that would end the program dies at once
+    for guard in {*map(int, children)} - {orphan}:
+        os.kill(guard, signal.SIGKILL)
+    killed.kill()
+    killed.wait()
+    assert not has_ended(orphan)
+    outcome, _ = run(tmp_path, WAITING)
     assert outcome.record["status"] == "finished"
-    state = Path(f"/proc/{orphan}/stat")
-    assert not state.exists() or state.read_text().split()[2] == "Z"
+    assert has_ended(orphan)
 
 
 def test_a_program_ends_with_its_children_when_it_is_interrupted(
@@ -275,8 +301,7 @@ time.sleep(600)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous)
-    state = Path(f"/proc/{child.read_text()}/stat")
-    assert not state.exists() or state.read_text().split()[2] == "Z"
+    assert has_ended(int(child.read_text()))
 
 
 FILES = {

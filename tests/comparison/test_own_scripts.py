@@ -15,7 +15,8 @@ import torch
 
 import torchplug as tp
 from torchplug.comparison.command import run_command_trial
-from torchplug.comparison.spec import Comparison, Variant
+from torchplug.comparison.controls import find_controls
+from torchplug.comparison.spec import Comparison, Control, Variant
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -42,7 +43,14 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(EXAMPLES.parent / "src"))
 
 
-def run_script(folder: Path, arm: int, script: Path, words: str, metric: str) -> dict[str, Any]:
+def run_script(
+    folder: Path,
+    arm: int,
+    script: Path,
+    words: str,
+    metric: str,
+    control: Control | None = None,
+) -> dict[str, Any]:
     comparison = Comparison(
         model="command",
         data="command",
@@ -53,7 +61,12 @@ def run_script(folder: Path, arm: int, script: Path, words: str, metric: str) ->
         metric_file=metric,
     )
     study: Any = SimpleNamespace(comparison=comparison, data=None)
-    return run_command_trial(study, comparison.arms[arm], 0, folder).record
+    variant = comparison.arms[arm]
+    if control is not None:
+        (found,) = find_controls(study, [variant], [control])
+        assert found.arm is not None
+        variant = found.arm
+    return run_command_trial(study, variant, 0, folder).record
 
 
 @pytest.mark.usefixtures("offline")
@@ -74,6 +87,22 @@ def test_ultralytics_trains_what_is_plugged(tmp_path: Path) -> None:
     plugs = tp.find_plugs(saved)
     assert [path for path, _, _ in plugs] == [p["path"] for p in receipt["plan"]["plugs"]]
     assert any(bool(plug.gain.detach().abs().max() > 0) for _, _, plug in plugs)
+
+
+@pytest.mark.usefixtures("offline")
+def test_ultralytics_trains_what_is_widened(tmp_path: Path) -> None:
+    data = load_example("digits_on_disk").write_yolo(tmp_path / "digits", most=16)
+    metric = "{out}/run/results.csv:metrics/mAP50(B)"
+    script, words = EXAMPLES / "ultralytics_train.py", f"--data {data} --batch 8"
+    record = run_script(tmp_path / "t", 1, script, words, metric, "parameters")
+    assert record["status"] == "finished", record["error"]
+    receipt = json.loads((tmp_path / "t" / "plan.applied.json").read_text())
+    assert receipt["trained"] is True
+    assert receipt["parameters"]["modules"] == 0
+    saved = torch.load(tmp_path / "t/out/run/weights/last.pt", weights_only=False)
+    network = saved["ema"] or saved["model"]
+    for name, width in receipt["details"]["widths"].items():
+        assert network.get_submodule(name).out_channels == width
 
 
 REBUILT = """

@@ -62,10 +62,11 @@ def _identify(comparison: "Comparison", study: "Study") -> "Comparison":
     """Return the comparison as its run would write it down."""
     import dataclasses
 
+    from torchplug.comparison.arms import pin_modules
     from torchplug.comparison.session import Inputs
 
     digest = Inputs(comparison.model, comparison).hash_model(study)
-    return dataclasses.replace(comparison, model_digest=digest)
+    return dataclasses.replace(pin_modules(comparison), model_digest=digest)
 
 
 def _estimate(study: "Study", store: "Store", arms: "Sequence[Variant]") -> "Estimate":
@@ -142,8 +143,6 @@ def _say_time(
 
 
 def _say_controls(comparison: "Comparison", estimate: "Estimate") -> str:
-    if comparison.command:
-        return "controls  the baseline again, with fresh seeds"
     missing = [kind for kind in ("parameters", "placebo") if kind not in comparison.controls]
     if not missing:
         return "controls  as asked for, for every variant; and the baseline again"

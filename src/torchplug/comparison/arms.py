@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from torchplug.comparison.data import TaskData
-from torchplug.comparison.placebo.cut import cut_plugs
 from torchplug.comparison.seeds import derive_seed, deterministic, make_generator
 from torchplug.comparison.spec import Comparison, Variant
 from torchplug.comparison.weights import load_base
-from torchplug.comparison.widening.widen import widen
-from torchplug.hosts import find_source, load_maker
+from torchplug.controls.placebo.cut import cut_plugs
+from torchplug.controls.widening.widen import widen
+from torchplug.hosts import find_source, load_maker, locate_source
 from torchplug.surgery import PlugReport, plug
 from torchplug.surgery.request import Request
 
@@ -114,16 +114,21 @@ def find_module(request: Request) -> Any:
     return load_maker(request.module) if request.is_own else request.module
 
 
-def module_digests(variant: Variant) -> dict[str, str]:
+def module_digests(variant: Variant, *, is_imported: bool = True) -> dict[str, str]:
     """Return the hash of the source file of each module of the user's own that a variant plugs.
 
+    Args:
+        variant: names them.
+        is_imported: load them as well; what a program plugs, only the program imports.
+
     Raises:
-        UsageError: if one cannot be loaded.
+        UsageError: if one cannot be found or loaded.
     """
     digests = {}
     for name in sorted({request.module for request in variant.plugs if request.is_own}):
-        load_maker(name)
-        file = find_source(name)
+        if is_imported:
+            load_maker(name)
+        file = find_source(name) if is_imported else locate_source(name)
         digests[name] = hashlib.sha256(file.read_bytes()).hexdigest() if file else ""
     return digests
 
@@ -136,7 +141,7 @@ def pin_modules(comparison: Comparison) -> Comparison:
     """
     variants = []
     for variant in comparison.variants:
-        found = module_digests(variant)
+        found = module_digests(variant, is_imported=not comparison.command)
         details = {**variant.details, "sources": found} if found else variant.details
         variants.append(dataclasses.replace(variant, details=details))
     return dataclasses.replace(comparison, variants=tuple(variants))

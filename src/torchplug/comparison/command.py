@@ -8,15 +8,12 @@ the baseline it is empty, so all arms run the same code. Applying it leaves a re
 the trial fails: a script that forgot the line would make all arms equal.
 """
 
-import contextlib
+import dataclasses
 import hashlib
-import os
 import platform
 import re
 import shlex
 import shutil
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -24,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 from torchplug.comparison.arms import Study
-from torchplug.comparison.lease import identify_machine, is_running, read_start
 from torchplug.comparison.metricfile import (
     STDOUT,
     MetricError,
@@ -34,26 +30,23 @@ from torchplug.comparison.metricfile import (
     read_metric,
 )
 from torchplug.comparison.outcome import Outcome
+from torchplug.comparison.process import end_orphan, run_process
+from torchplug.comparison.receipts import is_refused, take_receipt
 from torchplug.comparison.seeds import derive_seed
 from torchplug.comparison.spec import Comparison, Variant
-from torchplug.comparison.store import read_json, write_json, write_text
+from torchplug.comparison.store import write_text
 from torchplug.errors import UsageError, explain, nearest
-from torchplug.surgery.receipt import receipt_path
-from torchplug.surgery.request import RequestPlan
+from torchplug.programs import ProgramControl, RequestPlan, receipt_path
 
 PLACEHOLDERS = ("seed", "plan", "out", "variant", "python")
+NO_LATENCY = explain(
+    "a program makes its controls anew in each trial, the same from what its plan says",
+    "latency, which is measured and would be another one each time",
+    "ask for parameters or placebo, or compare a model that torchplug can build",
+)
 _NEEDED = ("seed", "plan")
 _BRACED = re.compile(r"\{\{[A-Za-z_]\w*\}\}|\{(?P<name>[A-Za-z_]\w*)\}")
-_PROCESS = "process.json"
-_PATIENCE_SECONDS = 5.0
-_LONGEST = 300
 _EXAMPLE = "python train.py --seed {seed} --plan {plan} --out {out}"
-_SETTINGS = {
-    # as the built-in training: the number of threads changes sums, and trials run side by side
-    "OMP_NUM_THREADS": "1",
-    "PYTHONHASHSEED": "0",
-    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
-}
 
 
 def check_command(comparison: Comparison) -> None:
@@ -61,7 +54,7 @@ def check_command(comparison: Comparison) -> None:
 
     Raises:
         UsageError: for an unknown placeholder, one that is missing, a program that is not there,
-            a metric that cannot be found, or controls that need the model.
+            a metric that cannot be found, or a control that is measured.
     """
     words = _split(comparison.command)
     used = {found["name"] for word in words for found in _BRACED.finditer(word)} - {None}
@@ -89,14 +82,8 @@ def check_command(comparison: Comparison) -> None:
 
 
 def _check_controls(comparison: Comparison) -> None:
-    asked = [control for control in comparison.controls if control != "again"]
-    if asked:
-        text = explain(
-            "a program builds its own model, which only the baseline again controls for",
-            ", ".join(asked),
-            "leave these controls out, or compare a model that torchplug can build",
-        )
-        raise UsageError(text)
+    if "latency" in comparison.controls:
+        raise UsageError(NO_LATENCY)
     if comparison.base != "scratch":
         fix = "let the program load its weights before it applies the plan"
         raise UsageError(explain("a program starts its own base", comparison.base, fix))
@@ -114,11 +101,28 @@ def hash_command(command: str) -> str:
 
 
 def write_plan(variant: Variant, seed: int, path: Path) -> None:
-    """Write the plan of a trial: what the script plugs, in the order given."""
+    """Write the plan of a trial: what the script plugs, in the order given, or its control."""
+    control: ProgramControl | None = None
+    if variant.control == "parameters" or variant.control == "placebo":
+        control = variant.control
+    sources = variant.details.get("sources", {})
     plan = RequestPlan(
-        requests=variant.plugs, seed=derive_seed("modules", variant.stream(seed)), receipt=True
+        requests=tuple(
+            dataclasses.replace(request, module=_make_absolute(request.module))
+            for request in variant.plugs
+        ),
+        sources={_make_absolute(name): digest for name, digest in sources.items() if digest},
+        seed=derive_seed("modules", variant.stream(seed)),
+        receipt=True,
+        control=control,
     )
     write_text(path, plan.to_json())
+
+
+def _make_absolute(module: str) -> str:
+    """Name the file of a module of the user's own wherever the script runs."""
+    source, colon, name = module.rpartition(":")
+    return f"{Path(source).absolute()}:{name}" if colon and source.endswith(".py") else module
 
 
 def run_command_trial(
@@ -155,7 +159,7 @@ def run_command_trial(
     out, plan, logs = folder / "out", folder / "plan.json", folder / "logs"
     for path in (out, logs):
         path.mkdir(parents=True, exist_ok=True)
-    _end_orphan(folder)
+    end_orphan(folder)
     write_plan(variant, seed, plan)
     for leftover in (receipt_path(plan), place.find(out) if place.file != STDOUT else None):
         if leftover is not None:
@@ -169,7 +173,9 @@ def run_command_trial(
     }
     words = [_fill(word, values) for word in _split(comparison.command)]
     record = _begin_record(study, variant, seed)
-    error = _run(words, folder) or _read_receipt(plan, record)
+    error = run_process(words, folder)
+    if not error or is_refused(plan):  # the reason, whatever the program made of it
+        error = take_receipt(plan, record)
     if not error:
         error = _read_result(place, out.absolute(), logs / "stdout.txt", comparison.metric, record)
     if error:
@@ -205,42 +211,6 @@ def _begin_record(study: Study, variant: Variant, seed: int) -> dict[str, Any]:
         "data": getattr(study.data, "digest", ""),
         "parameters": {"base": 0, "modules": 0, "gates": 0},
     }
-
-
-def _read_receipt(plan: Path, record: dict[str, Any]) -> str:
-    """Take what the program says of its model; return what is wrong with it."""
-    receipt = read_json(receipt_path(plan))
-    if not isinstance(receipt, dict):
-        return explain(
-            "the program applies its plan",
-            "a program that ended without",
-            "add torchplug.apply_plan(model, plan) after the model is built",
-        )
-    record |= {name: receipt[name] for name in ("base_weights", "parameters")}
-    if receipt.get("trained") is False:
-        return explain(
-            "the model that is plugged is the one that is trained",
-            "plugs whose weights did not change",
-            "apply the plan where the framework builds its model: docs/your-own-script.md",
-        )
-    others = _others_of_seed(plan, receipt)
-    if others - {receipt["base_weights"]}:
-        return explain(
-            "all arms of one seed start from equal weights",
-            "other weights of the base than in another arm",
-            "seed every generator with {seed} before the model is built, and apply the plan then",
-        )
-    return ""
-
-
-def _others_of_seed(plan: Path, receipt: Mapping[str, Any]) -> set[str]:
-    """Return the hashes of the bases that other arms of the same seed have started from."""
-    found = set()
-    for path in plan.parent.parent.glob(f"*/{receipt_path(plan).name}"):
-        other = read_json(path)
-        if isinstance(other, dict) and other.get("seed") == receipt.get("seed"):
-            found.add(str(other.get("base_weights")))
-    return found
 
 
 def _read_result(
@@ -282,70 +252,6 @@ def _fill(word: str, values: Mapping[str, str]) -> str:
         return found[0][1:-1] if name is None else values.get(name, found[0])
 
     return _BRACED.sub(put, word)
-
-
-def _run(words: list[str], folder: Path) -> str:
-    """Run a program to its end; return what went wrong."""
-    logs = folder / "logs"
-    environment = {**_SETTINGS, **os.environ}
-    with (logs / "stdout.txt").open("wb") as out, (logs / "stderr.txt").open("wb") as err:
-        try:
-            process = subprocess.Popen(
-                words,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=err,
-                env=environment,
-                start_new_session=True,  # its own children end with it
-            )
-        except OSError as error:
-            fix = "check the first word of the command"
-            return explain("a program must start", f"{words[0]}: {error.strerror}", fix)
-        try:
-            _note(process.pid, folder)
-            code = process.wait()
-        finally:
-            _end_group(process.pid, process)
-            (folder / _PROCESS).unlink(missing_ok=True)
-    return "" if code == 0 else _explain_end(code, logs / "stderr.txt")
-
-
-def _explain_end(code: int, stderr: Path) -> str:
-    lines = stderr.read_text(encoding="utf-8", errors="replace").split("\n")
-    last = next((line.strip() for line in reversed(lines) if line.strip()), "nothing on stderr")
-    how = f"exit code {code}" if code > 0 else f"signal {signal.Signals(-code).name}"
-    got = f"{how} ({last[-_LONGEST:]})"
-    fix = "see logs/stderr.txt in the trial's folder"
-    return explain("a program ends with exit code 0", got, fix)
-
-
-def _note(pid: int, folder: Path) -> None:
-    """Write down which process it is: if the driver is killed, the next one ends it."""
-    content = {"pid": pid, "started": read_start(pid), "machine": identify_machine()}
-    write_json(folder / _PROCESS, content, sync=False)
-
-
-def _end_orphan(folder: Path) -> None:
-    """End the program of a driver that was killed: two must not write into one folder."""
-    noted = read_json(folder / _PROCESS)
-    if isinstance(noted, dict) and noted.get("machine") == identify_machine():
-        pid = int(noted["pid"])
-        if noted["started"] and is_running(pid, noted["started"]):
-            _end_group(pid)
-    (folder / _PROCESS).unlink(missing_ok=True)
-
-
-def _end_group(pid: int, process: subprocess.Popen[bytes] | None = None) -> None:
-    """End a program and its children: kindly, then by force."""
-    deadline = time.monotonic() + _PATIENCE_SECONDS
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(pid, number)
-            while number == signal.SIGTERM and time.monotonic() < deadline:
-                if process is not None:
-                    process.poll()
-                os.killpg(pid, 0)  # raises when nobody is left
-                time.sleep(0.05)
 
 
 def _clean(text: str, folder: Path) -> str:

@@ -1,5 +1,6 @@
 """Bring the records of many trials into the few numbers that are analyzed."""
 
+import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from torchplug.errors import TorchplugError, UsageError, explain
 FINISHED = "finished"
 _MISSING = "missing"
 _FEWEST = 2
+_PAIRED = ("parameters", "placebo")
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,8 @@ def gather(
     for record in records:
         trials.setdefault(record["variant"], {})[record["seed"]] = Trial.read(record)
     compared = [arm.name for arm in arms if arm.control is None]
+    if comparison.command:
+        _fail_unpaired(trials, compared, [arm.name for arm in arms if arm.control in _PAIRED])
     broken = {name: why for name in compared[1:] if (why := _find_break(trials.get(name, {})))}
     whole = [name for name in compared if name not in broken]
     dropped = _find_dropped(comparison.seeds, trials, whole, stopped)
@@ -142,6 +146,17 @@ def _find_dropped(
         if reasons:
             dropped[seed] = ", ".join(reasons)
     return dropped
+
+
+def _fail_unpaired(trials: Trials, compared: Sequence[str], controls: Sequence[str]) -> None:
+    """Count a program's control that began with another base as failed: it takes nothing along."""
+    for name in controls:
+        for seed, trial in trials.get(name, {}).items():
+            others = [trials[arm][seed] for arm in compared if seed in trials.get(arm, {})]
+            known = {other.base_weights for other in others if other.status == FINISHED}
+            if trial.status == FINISHED and known and trial.base_weights not in known:
+                why = "it started from other weights of the base"
+                trials[name][seed] = dataclasses.replace(trial, status="failed", error=why)
 
 
 def _check_pairing(trials: Trials, seeds: Sequence[int], arms: Sequence[str]) -> None:

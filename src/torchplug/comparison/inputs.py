@@ -5,7 +5,7 @@ import functools
 import hashlib
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from torchplug.comparison.arms import MakeModel, Study, build_base, hash_weights
 from torchplug.comparison.data import TaskData, load_data, wrap_datasets
 from torchplug.comparison.spec import Comparison
 from torchplug.comparison.tasks.choose import get_task
-from torchplug.errors import UsageError, explain
+from torchplug.errors import UsageError, explain, nearest
 from torchplug.hosts import build_model
 
 Model = str | Callable[[], nn.Module]
@@ -117,13 +117,14 @@ def read_data(data: Any, comparison: Comparison, *, check: bool = True) -> Any:
             options=comparison.data_options,
             check=check,
         )
+    if isinstance(data, tuple) and len(data) in {2, 3}:
+        return _wrap_parts(data, comparison)
+    _check_options(comparison.data_options, (), f"a {type(data).__name__} in memory")
     if isinstance(data, TaskData):
         if data.task != comparison.task:
             fix = f"pass task={data.task!r}"
             raise UsageError(explain(f"{data.name} is for {data.task}", comparison.task, fix))
         return data
-    if isinstance(data, tuple) and len(data) in {2, 3}:
-        return _wrap_parts(data, comparison)
     if hasattr(data, "train_dataloader"):
         own = importlib.import_module("torchplug.comparison.training.own")  # Lightning is slow
         return own.wrap_datamodule(data, comparison.task)
@@ -137,8 +138,9 @@ def read_data(data: Any, comparison: Comparison, *, check: bool = True) -> Any:
 
 def _wrap_parts(parts: tuple[Any, ...], comparison: Comparison) -> TaskData:
     """Return the datasets ``(train, test)`` or ``(train, validation, test)`` as data."""
-    options = dict(comparison.data_options)
-    classes = options.pop("classes", None) or getattr(parts[0], "classes", None)
+    options = comparison.data_options
+    _check_options(options, ("classes",), "a tuple of datasets")
+    classes = options.get("classes") or getattr(parts[0], "classes", None)
     if classes is None:
         text = explain(
             "datasets come with the names of their classes",
@@ -154,8 +156,16 @@ def _wrap_parts(parts: tuple[Any, ...], comparison: Comparison) -> TaskData:
         task=comparison.task,
         name=comparison.data,
         image_size=comparison.image_size,
-        **options,
     )
+
+
+def _check_options(options: Mapping[str, Any], known: Sequence[str], what: str) -> None:
+    """Refuse options of data that their kind does not have."""
+    for key in options:
+        if key not in known:
+            rule = f"{what} has no options" + (f" but {', '.join(known)}" if known else "")
+            fix = nearest(key, known) if known else "leave data_options out"
+            raise UsageError(explain(rule, repr(key), fix))
 
 
 def name_data(data: Any) -> str:

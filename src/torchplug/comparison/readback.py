@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from torchplug.comparison.packing import pack_record
+from torchplug.comparison.receipts import DETAILS, find_refused
 from torchplug.comparison.result import ComparisonResult, summarize
 from torchplug.comparison.spec import BASELINE, FEWEST_SEEDS, Comparison, Variant
 from torchplug.comparison.stopping import Known, find_futile_stop
@@ -57,6 +58,12 @@ def load_run(directory: str | Path) -> Run:
     if costs is None:
         fix = "run the same torchplug compare again: it writes it anew"
         raise UsageError(explain("a report needs the costs", "no whole costs.json", fix))
+    missing = read_json(store.root / "missing.json") or {}
+    if comparison.command:
+        refused = find_refused(arms, records)
+        missing |= refused
+        records = tuple(record for record in records if record["variant"] not in refused)
+        arms = _tell_details(store, (arm for arm in arms if arm.name not in refused))
     plans = {
         variant.name: Plan.from_json(store.plan_path(variant).read_text(encoding="utf-8"))
         for variant in arms
@@ -78,7 +85,15 @@ def load_run(directory: str | Path) -> Run:
         environment=environment,
         timings=timings,
         stopped=stopped,
-        missing=read_json(store.root / "missing.json") or {},
+        missing=missing,
+    )
+
+
+def _tell_details(store: Store, arms: Iterable[Variant]) -> tuple[Variant, ...]:
+    """Return arms with what a program made of its controls, as others have it from the start."""
+    told = read_json(store.root / DETAILS) or {}
+    return tuple(
+        dataclasses.replace(arm, details={**arm.details, **told.get(arm.name, {})}) for arm in arms
     )
 
 

@@ -112,4 +112,6 @@ def describe_places(planned: Sequence[PlannedPlug]) -> str:
 
 def _list_plugs(arm: Variant) -> str:
     """Return what a program is told to plug: where exactly, it finds itself."""
+    if arm.control == "parameters":
+        return "-"
     return " + ".join(f"{plug.module} at {plug.at}" for plug in arm.plugs) or "-"

@@ -3,9 +3,11 @@
 import dataclasses
 import json
 import math
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -13,15 +15,15 @@ from torch import nn
 from torchplug.comparison.arms import Study
 from torchplug.comparison.base import TRAINED, pack, read_start, run_base_job, train_once, unpack
 from torchplug.comparison.command import check_command, hash_command
-from torchplug.comparison.controls import Candidate, find_controls
+from torchplug.comparison.controls import Candidate, find_controls, name_control
 from torchplug.comparison.driver import Driver
 from torchplug.comparison.engines import Engine, Place, Work
 from torchplug.comparison.environment import describe_environment, merge_environments
 from torchplug.comparison.inputs import Model, hash_model, make_maker, read_data
 from torchplug.comparison.lease import Leases
 from torchplug.comparison.progress import OnEvent, Teller
-from torchplug.comparison.readback import conclude, read_records, read_timings
-from torchplug.comparison.receipts import note_receipts
+from torchplug.comparison.readback import Record, conclude, read_records, read_timings
+from torchplug.comparison.receipts import find_refused, note_receipts
 from torchplug.comparison.rehearsal import Rehearsal, rehearse
 from torchplug.comparison.result import ComparisonResult, to_json
 from torchplug.comparison.spec import Comparison, Control, Variant
@@ -58,10 +60,14 @@ class Inputs:
     def make_work(self, run: Any = run_job) -> Work:
         """Return what another process needs to do the same."""
         specification = self.comparison.to_json()
-        return Work(_begin, (self.model, specification, self.data, self.start), run)
+        folder = str(Path.cwd())
+        return Work(_begin, (self.model, specification, self.data, self.start, folder), run)
 
 
-def _begin(model: Model, specification: str, data: Any, start: bytes | None) -> Study:
+def _begin(model: Model, specification: str, data: Any, start: bytes | None, folder: str) -> Study:
+    """Make the study in a process of its own, where relative paths mean what they mean here."""
+    if Path(folder).is_dir():  # Ray runs workers in the folder where its node was started
+        os.chdir(folder)
     comparison = Comparison.from_dict(json.loads(specification))
     return Inputs(model, comparison, data, start).make_study()
 
@@ -160,13 +166,25 @@ class Session:
         comparison, store = self.comparison, self.store
         stopped = driver.explain_stops(arms)
         write_json(store.root / "stopped.json", stopped)
-        self._write_missing()
-        records = read_records(store, comparison, arms)
-        timings = read_timings(store, comparison, arms)
+        records: Iterable[Record] = read_records(store, comparison, arms)
         if comparison.command:
+            arms, records = self._drop_refused(arms, tuple(records))
             note_receipts(store, comparison, arms)
+        self._write_missing()
+        timings = read_timings(store, comparison, arms)
         costs = read_json(store.root / "costs.json")
         return conclude(store, comparison, arms, records, driver.known, timings, costs, stopped)
+
+    def _drop_refused(
+        self, arms: tuple[Variant, ...], records: Sequence[Record]
+    ) -> tuple[tuple[Variant, ...], Sequence[Record]]:
+        """Leave out the controls that the program could not make; they are missing, not broken."""
+        refused = find_refused(arms, records)
+        for arm in arms:
+            if arm.name in refused and arm.control is not None:
+                self.missing.append(Candidate(arm.control, arm.of, None, refused[arm.name]))
+        left = tuple(arm for arm in arms if arm.name not in refused)
+        return left, [record for record in records if record["variant"] not in refused]
 
     def _control_winners(
         self, driver: Driver, result: ComparisonResult, arms: tuple[Variant, ...]
@@ -218,8 +236,10 @@ class Session:
     def _write_missing(self) -> None:
         """Write which controls do not exist, and why, in ``missing.json``."""
         path = self.store.root / "missing.json"
-        reasons = {f"{each.kind} control of {each.of}": each.reason for each in self.missing}
-        write_json(path, {**(read_json(path) or {}), **reasons})
+        reasons = {name_control(each.kind, each.of): each.reason for each in self.missing}
+        known = {**(read_json(path) or {}), **reasons}
+        arms = {arm.name for arm in self.store.read_arms() or ()} - set(reasons)
+        write_json(path, {name: reason for name, reason in known.items() if name not in arms})
 
     def _write_arms(
         self, leases: Leases, arms: tuple[Variant, ...], rehearsal: Rehearsal

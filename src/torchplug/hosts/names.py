@@ -11,12 +11,14 @@
 ======================  =====================================================================
 """
 
+import ast
 import contextlib
 import importlib
 import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,6 +29,8 @@ from torchplug.errors import UsageError, explain, import_extra, nearest
 from torchplug.hosts.small import MODELS
 
 FORMS = "torchvision:NAME, timm:NAME, smp:NAME, package.module:factory or path/to/file.py:factory"
+_FILE_EXISTS = "a model file must exist"
+_FROM_HERE = "give the path from the current folder, or an absolute one"
 _CLASSES = ("num_classes", "classes")
 _CHANNELS = ("in_channels", "in_chans")
 
@@ -122,6 +126,61 @@ def find_source(name: str) -> Path | None:
     return None if file is None else Path(file)
 
 
+def locate_source(name: str) -> Path | None:
+    """Return the file that defines what ``package.module:NAME`` or ``file.py:NAME`` names.
+
+    Nothing is imported, so the packages that the file imports need not be installed here. A
+    module that is not installed either has no file: ``None``.
+
+    Raises:
+        UsageError: if the file is not there, is no Python, or does not define the name.
+
+    >>> locate_source("torchplug.hosts.small:ResNet8").name
+    'small.py'
+    """
+    source, _, wanted = name.rpartition(":")
+    file = Path(source) if source.endswith(".py") else _locate_module(source)
+    if file is None:
+        return None
+    if not file.is_file():
+        raise UsageError(explain(_FILE_EXISTS, repr(source), _FROM_HERE))
+    try:
+        defined = _list_definitions(ast.parse(file.read_bytes()))
+    except (SyntaxError, ValueError) as error:
+        fix = f"repair the file: python {file}"
+        raise UsageError(explain(f"{source} must be Python", str(error), fix)) from error
+    if wanted not in defined and "*" not in defined:
+        makers = [key for key in defined if key[0] != "_"]
+        text = explain(f"{source} must define the maker", repr(wanted), nearest(wanted, makers))
+        raise UsageError(text)
+    return file
+
+
+def _locate_module(source: str) -> Path | None:
+    places: list[str] | None = [*sys.path, str(Path.cwd())]
+    spec = None
+    for part in source.split("."):
+        spec = PathFinder.find_spec(part, places)
+        places = None if spec is None else list(spec.submodule_search_locations or [])
+        if spec is None:
+            return None
+    origin = None if spec is None else spec.origin
+    return Path(origin) if origin and origin.endswith(".py") else None
+
+
+def _list_definitions(tree: ast.Module) -> list[str]:
+    """Return the names that the top of a file defines or imports."""
+    names: list[str] = []
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and node in tree.body:
+            names.append(node.name)
+        elif isinstance(node, ast.Assign) and node in tree.body:
+            names += [target.id for target in node.targets if isinstance(target, ast.Name)]
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            names += [alias.asname or alias.name for alias in node.names]
+    return names
+
+
 def _from_torchplug(model: str) -> tuple[Callable[..., Any], frozenset[str]]:
     _check_known("torchplug", model, MODELS)
     return MODELS[model], frozenset({"num_classes", "in_channels"})
@@ -187,8 +246,7 @@ def _check_known(source: str, model: str, known: Iterable[str]) -> None:
 def _load_file(path: str) -> ModuleType:
     file = Path(path)
     if not file.is_file():
-        fix = "give the path from the current folder, or an absolute one"
-        raise UsageError(explain("a model file must exist", repr(path), fix))
+        raise UsageError(explain(_FILE_EXISTS, repr(path), _FROM_HERE))
     name = f"_torchplug_{file.stem}"
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:  # a suffix that Python cannot load

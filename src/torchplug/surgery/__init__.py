@@ -1,6 +1,5 @@
 """Find places in a model, put modules there, and take them out again."""
 
-from torchplug.surgery.apply import apply_plan as apply_plan
 from torchplug.surgery.attach import find_plugs as find_plugs
 from torchplug.surgery.checkpoint import LoadReport as LoadReport
 from torchplug.surgery.checkpoint import load as load
@@ -40,7 +39,6 @@ __all__ = [
     "Repair",
     "Site",
     "Sites",
-    "apply_plan",
     "check",
     "disabled",
     "draw",

@@ -157,7 +157,7 @@ class Normed(nn.Module):
         ("placebo", make_study("se + dwconv"), "through which the map itself passes"),
         ("parameters", make_study("se@conv", model=Normed), "group_norm takes them together"),
         ("latency", make_study("se@conv", model=Normed), "group_norm takes them together"),
-        ("parameters", make_study("se", command="x {seed} {out}"), "a program of your own"),
+        ("latency", make_study("se", command="x {seed} {out}"), "would be another one each time"),
     ],
 )
 def test_a_control_that_does_not_exist_says_why(kind: Any, study: Study, reason: str) -> None:

@@ -5,19 +5,15 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from torchplug.analysis import count_parameters, measure_latency
-from torchplug.comparison.arms import Arm, Study, build_base, make_example, prepare_model
+from torchplug.analysis import measure_latency
+from torchplug.comparison.arms import Study, build_base, make_example, prepare_model
 from torchplug.comparison.seeds import make_generator
 from torchplug.comparison.spec import Variant
-from torchplug.comparison.widening.groups import Group
-from torchplug.comparison.widening.widen import Fit, Sizes, Widths, list_growing, widen
+from torchplug.controls.matching import Match, match_parameters, require_growing
+from torchplug.controls.widening.groups import Group
+from torchplug.controls.widening.widen import Sizes, Widths, widen
 from torchplug.errors import UsageError, explain
-from torchplug.surgery import find_plugs, find_sites
-from torchplug.surgery.sites import Sites
 from torchplug.surgery.trace import read_example
-
-CLOSE = 0.01
-"""How near a control comes to the parameters of its variant, if one channel is not more."""
 
 SLOWER = 1.03
 """The ratio of latencies from which a variant counts as slower than the baseline."""
@@ -27,96 +23,15 @@ _WIDEST = 8.0
 _SMALL_BATCH = 32 * 32 * 32  # positions of all images of a batch that is timed
 
 
-def match_parameters(study: Study, variant: Variant) -> Fit:
+def match_size(study: Study, variant: Variant) -> Match:
     """Return the widths with which the base has as many parameters as the variant.
-
-    The stages grow in which the variant adds parameters, each by what it adds there; where none
-    of them can, the last one that can does. Parameters that the variant puts to rest do not count.
 
     Raises:
         UsageError: if the variant adds none, or nothing can grow.
     """
     seed = study.comparison.seeds[0]
     arm, base = prepare_model(study, variant, seed), build_base(study, seed)
-    target = count_target(arm)
-    if target <= count_parameters(base):
-        text = explain(
-            "a control widens the base to the variant's parameters",
-            f"a variant of {target:,} parameters that learn and a base of "
-            f"{count_parameters(base):,}",
-            "ask for the placebo or the latency-matched control",
-        )
-        raise UsageError(text)
-    example = make_example(base, study.data)
-    sizes = Sizes(base, read_example(example, base))
-    growing = _require_growing(sizes, base)
-    stages = _group_by_stage(growing, find_sites(base, example))
-    return _fit_stages(sizes, stages, find_shares(arm), target)
-
-
-def count_target(arm: Arm) -> int:
-    """Return the parameters of an arm, without those of the base that it puts to rest."""
-    return count_parameters(arm.model) - sum(report.idle_parameters for report in arm.reports)
-
-
-def find_shares(arm: Arm) -> dict[int | None, int]:
-    """Return how many parameters the plugs add in each stage; ``None`` is outside of stages."""
-    modules = {(path, name): module for path, name, module in find_plugs(arm.model)}
-    shares: dict[int | None, int] = {}
-    for planned in (plug for report in arm.reports for plug in report.plan.plugs):
-        added = count_parameters(modules[planned.path, planned.name])
-        shares[planned.stage] = shares.get(planned.stage, 0) + added
-    return shares
-
-
-def _require_growing(sizes: Sizes, base: nn.Module) -> list[Group]:
-    growing = list_growing(sizes.groups)
-    if not growing:
-        reasons = dict.fromkeys(group.obstacle for group in sizes.groups if group.obstacle)
-        text = explain(
-            "a control widens channels that a layer makes and only layers read",
-            f"{type(base).__name__}, which has none: {'; '.join([*reasons][:3]) or 'no layers'}",
-            "ask for the placebo, or compare with a larger model as a variant of your own",
-        )
-        raise UsageError(text)
-    return growing
-
-
-def _group_by_stage(groups: Sequence[Group], sites: Sites) -> dict[int | None, list[Group]]:
-    stages: dict[int | None, list[Group]] = {}
-    for group in groups:
-        stages.setdefault(_find_stage(group.name, sites), []).append(group)
-    return stages
-
-
-def _find_stage(path: str, sites: Sites) -> int | None:
-    """Return the stage of a module, or of the nearest module around it that has one."""
-    while path:
-        site = sites.outputs.get(path)
-        if site is not None and site.stage is not None:
-            return site.stage
-        path = path.rpartition(".")[0]
-    return None
-
-
-def _fit_stages(
-    sizes: Sizes,
-    stages: Mapping[int | None, Sequence[Group]],
-    shares: Mapping[int | None, int],
-    target: int,
-) -> Fit:
-    last = max((stage for stage in stages if stage is not None), default=None)
-    wanted: dict[int | None, int] = {}
-    for stage, share in shares.items():
-        place = stage if stage in stages and stage is not None else last
-        wanted[place] = wanted.get(place, 0) + share
-    gains: dict[Group, int] = {}
-    order = sorted(wanted, key=lambda stage: (wanted[stage], stage or 0))
-    reached = sizes.count({})
-    for stage in order:  # the one that grows most comes last and makes up for the others
-        reached = target if stage == order[-1] else reached + wanted[stage]
-        gains = sizes.fit(stages[stage], reached, gains)
-    return sizes.finish(gains, [group for stage in wanted for group in stages[stage]], target)
+    return match_parameters(base, arm.model, arm.reports, make_example(base, study.data))
 
 
 def match_latency(study: Study, variant: Variant) -> tuple[Widths, float, float]:
@@ -135,7 +50,7 @@ def match_latency(study: Study, variant: Variant) -> tuple[Widths, float, float]
     base = build_base(study, seed).to(device)
     model = prepare_model(study, variant, seed).model.to(device)
     sizes = Sizes(base, read_example(make_example(base, study.data), base))
-    growing = _require_growing(sizes, base)
+    growing = require_growing(sizes, base)
     shape = choose_batch(make_example(base, study.data))
     known = {"base": base, "variant": model}
     wanted = measure_latency(known, shape)["variant"].ratio

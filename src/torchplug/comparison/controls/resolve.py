@@ -1,19 +1,18 @@
 """Find the controls of variants, or the reason why there is none."""
 
+import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 from torchplug.analysis import count_parameters
 from torchplug.comparison.arms import Study, prepare_model
-from torchplug.comparison.controls.matching import (
-    CLOSE,
-    count_target,
-    match_latency,
-    match_parameters,
-)
-from torchplug.comparison.placebo.cut import cut_plugs
+from torchplug.comparison.command import NO_LATENCY
+from torchplug.comparison.controls.matching import match_latency, match_size
 from torchplug.comparison.spec import Control, Variant
+from torchplug.controls.placebo.cut import cut_plugs
 from torchplug.errors import PlugError, UsageError, explain
+from torchplug.programs import ProgramControl
 from torchplug.surgery import find_plugs
 
 
@@ -56,16 +55,25 @@ def find_controls(
 
 def _find(study: Study, variant: Variant, kind: Control) -> Candidate:
     if study.comparison.command:
-        text = explain(
-            "a control changes the model that torchplug makes",
-            "a program of your own that makes it",
-            "make the control yourself and run it as a variant",
-        )
-        return Candidate(kind, variant.name, None, text)
+        return _leave_to_program(variant, kind)
     try:
         arm = _WAYS[kind](study, variant)
     except (PlugError, UsageError) as error:
         return Candidate(kind, variant.name, None, str(error))
+    return Candidate(kind, variant.name, arm)
+
+
+def _leave_to_program(variant: Variant, kind: Control) -> Candidate:
+    """Return a control that a program makes of its own model, as its plan says."""
+    if kind not in get_args(ProgramControl):
+        return Candidate(kind, variant.name, None, NO_LATENCY)
+    arm = Variant(
+        name=name_control(kind, variant.name),
+        plugs=variant.plugs,
+        control=kind,
+        of=variant.name,
+        details=variant.details,
+    )
     return Candidate(kind, variant.name, arm)
 
 
@@ -79,13 +87,8 @@ def name_control(kind: Control, of: str) -> str:
 
 
 def _match_parameters(study: Study, variant: Variant) -> Variant:
-    fit = match_parameters(study, variant)
-    target = count_target(prepare_model(study, variant, study.comparison.seeds[0]))
-    off = fit.parameters / target - 1
-    told = f"{fit.parameters:,} parameters, {off:+.2%} of the variant's {target:,}"
-    if abs(off) > CLOSE:
-        told += "; one channel more or less is further away"
-    details = {"widths": fit.widths, "parameters": fit.parameters, "target": target, "told": told}
+    match = match_size(study, variant)
+    details = {**dataclasses.asdict(match), "told": match.told}
     return _make_arm("parameters", variant, details)
 
 

@@ -59,6 +59,9 @@ class DataOptions:
         classes = content.pop("classes", ())
         if isinstance(classes, int):
             classes = [str(number) for number in range(classes)]
+        if not isinstance(classes, (list, tuple)):
+            fix = "pass classes=['cat', 'dog'], or how many there are"
+            raise UsageError(explain("classes are a list of names", repr(classes), fix))
         content = {key: str(value) for key, value in content.items()}
         options = cls(classes=tuple(map(str, classes)), **content)
         _compile(options.group_pattern)

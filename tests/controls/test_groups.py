@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from torchplug.comparison.widening.flow import find_groups
-from torchplug.comparison.widening.groups import Group
+from torchplug.controls.widening.flow import find_groups
+from torchplug.controls.widening.groups import Group
 from torchplug.hosts import build_model
 from torchplug.surgery.trace import read_example
 

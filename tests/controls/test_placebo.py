@@ -12,7 +12,7 @@ import torchplug as tp
 from tests.contract.cases import SAMPLES, draw_inputs, randomize
 from torchplug.analysis import count_flops, count_parameters
 from torchplug.card import Card, Sample
-from torchplug.comparison.placebo.cut import cut_module, cut_plugs
+from torchplug.controls.placebo.cut import cut_module, cut_plugs
 from torchplug.errors import PlugError
 from torchplug.hosts import build_model
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.contract.cases import randomize
-from torchplug.comparison.widening.widen import Sizes, list_growing, widen
+from torchplug.controls.widening.widen import Sizes, list_growing, widen
 from torchplug.errors import UsageError
 from torchplug.hosts import build_model
 from torchplug.surgery.trace import read_example

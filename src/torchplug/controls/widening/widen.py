@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from torchplug.comparison.widening.flow import find_groups
-from torchplug.comparison.widening.groups import Group, Slot
+from torchplug.controls.widening.flow import find_groups
+from torchplug.controls.widening.groups import Group, Slot
 from torchplug.errors import UsageError, explain
 from torchplug.surgery.trace import Arguments, read_example
 

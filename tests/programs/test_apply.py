@@ -12,8 +12,9 @@ from torch import nn
 import torchplug as tp
 from torchplug.errors import PlugError, UsageError
 from torchplug.hosts import build_model
-from torchplug.surgery.apply import guess_example
-from torchplug.surgery.request import Request, RequestPlan
+from torchplug.programs.apply import guess_example
+from torchplug.programs.request_plan import RequestPlan
+from torchplug.surgery.request import Request
 
 EXAMPLE = (1, 3, 32, 32)
 

@@ -15,9 +15,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from torchplug.errors import UsageError, explain
+from torchplug.programs.perform import Done
+from torchplug.programs.request_plan import RequestPlan
 from torchplug.surgery.attach import find_plugs
 from torchplug.surgery.fingerprint import hash_tensors, join
-from torchplug.surgery.report import PlugReport
 
 
 def receipt_path(plan: Path) -> Path:
@@ -29,15 +30,16 @@ def receipt_path(plan: Path) -> Path:
     return plan.with_suffix(".applied.json")
 
 
-def leave_receipt(plan: Path, model: nn.Module, report: PlugReport, base_weights: str) -> None:
-    """Write what was applied; when the process ends, add whether the plugs' weights changed.
+def leave_receipt(plan: Path, model: nn.Module, done: Done, base_weights: str) -> None:
+    """Write what was applied; when the process ends, add whether it was trained.
 
+    What must have changed is the plugs' weights, or those of a base that was widened instead.
     Several processes of one training write the same.
 
     Raises:
         UsageError: if the folder of the plan cannot be written.
     """
-    path = receipt_path(plan)
+    report = done.report
     content = {
         "base_weights": base_weights,
         "parameters": {
@@ -49,20 +51,37 @@ def leave_receipt(plan: Path, model: nn.Module, report: PlugReport, base_weights
         "max_difference": report.max_difference,
         "plan": json.loads(report.plan.to_json()),
         "seed": report.plan.seed,
+        "control": done.control,
+        "details": done.details,
     }
-    try:
-        _write(path, content)
-    except OSError as error:
-        fix = "let the script run where it can write into the folder of its plan"
-        raise UsageError(explain(f"{path} must be writable", str(error), fix)) from error
+    path = receipt_path(plan)
+    _write_first(path, content)
     weights = {
         join(place, name, key): value
-        for place, name, plug in find_plugs(model)
+        for place, name, plug in ([("", "", model)] if done.is_widened else find_plugs(model))
         for key, value in plug.named_parameters()
         if value.requires_grad
     }
     if weights:
         atexit.register(_note_training, path, weights, hash_tensors(weights))
+
+
+def leave_refusal(path: Path, plan: RequestPlan, reason: str) -> None:
+    """Write why a plan cannot be applied: a script's own way to fail may not say it.
+
+    Raises:
+        UsageError: if the folder of the plan cannot be written.
+    """
+    content = {"seed": plan.seed, "control": plan.control, "refused": reason}
+    _write_first(receipt_path(path), content)
+
+
+def _write_first(path: Path, content: Mapping[str, Any]) -> None:
+    try:
+        _write(path, content)
+    except OSError as error:
+        fix = "let the script run where it can write into the folder of its plan"
+        raise UsageError(explain(f"{path} must be writable", str(error), fix)) from error
 
 
 def _note_training(path: Path, weights: Mapping[str, Tensor], before: str) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
-from torchplug.comparison.widening.groups import Group, Role, Slot, join
+from torchplug.controls.widening.groups import Group, Role, Slot, join
 from torchplug.surgery.trace import Arguments, tensors_in
 
 _PASSING = {

@@ -25,7 +25,7 @@ from typing import Any
 from torch import nn
 
 from torchplug.catalog import cards
-from torchplug.comparison.placebo import modules as placebos
+from torchplug.controls.placebo import modules as placebos
 from torchplug.errors import PlugError, explain
 from torchplug.modules import RFB, SSH, SpatialPyramidPooling
 from torchplug.nn import IdentityStart
