@@ -8,8 +8,9 @@ that pools a map and joins it at its own size goes down before it goes up: it is
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from torchplug.surgery.neck import Neck, is_computed_from
-from torchplug.surgery.roles import MIXING, UPSAMPLES, ResidualBlock, Stages
+from torchplug.surgery.neck import Neck
+from torchplug.surgery.roles import MIXING, UPSAMPLES, ResidualBlock, is_computed_from, kernel_of
+from torchplug.surgery.stages import Stages
 from torchplug.surgery.trace import Call, Trace, Value
 
 
@@ -27,6 +28,34 @@ def find_decoder_blocks(trace: Trace, neck: Neck, stages: Stages) -> list[Decode
     found = (finder.find(upsampled, merge) for upsampled, merge in neck.joined)
     unique = {block.call: block for block in found if block is not None}
     return sorted(unique.values(), key=lambda block: block.output.index)
+
+
+def find_levels(trace: Trace, neck: Neck, stages: Stages) -> tuple[Value, ...]:
+    """Return the levels of the pyramid: what a neck returns, or what a decoder makes step by step.
+
+    Going up, that is the projected end of the backbone, if there is one, and the last map of each
+    size that a merging block returns; one that fuses all levels is a level only where it is the
+    only map of its size. What a pooled pyramid joins on its way back is coarser, and nothing is
+    computed from a network's scores: neither is a level.
+    """
+    if neck.returned:
+        return neck.returned
+    finder = _Finder(trace, neck, _lowest_height(trace, neck, stages))
+    end = stages.backbone_end
+    levels: dict[tuple[int, int], Value] = {}
+    fused: dict[tuple[int, int], Value] = {}
+    for upsampled, merge in neck.joined:
+        if merge is None or merge.size[0] < finder.lowest:
+            continue
+        source = next(value for value in upsampled.inputs if value.is_map)
+        if end is not None and source.size == end.size and source.index > end.index:
+            levels.setdefault(source.size, source)
+        level = finder.level_of(upsampled, merge)
+        if is_computed_from(level):
+            (fused if neck.fuses(merge) else levels)[level.size] = level
+    levels = {**fused, **levels}
+    ordered = sorted(levels.values(), key=lambda level: level.index)
+    return tuple(ordered) if len(ordered) > 1 else ()
 
 
 def find_encoder_blocks(neck: Neck, stages: Stages, blocks: list[ResidualBlock]) -> list[Value]:
@@ -50,17 +79,11 @@ def _lowest_height(trace: Trace, neck: Neck, stages: Stages) -> int:
     heights = [
         value.size[0]
         for value in trace.maps
-        if value.op == "conv2d" and value.index < first and _kernel(value) > 1
+        if value.op == "conv2d" and value.index < first and kernel_of(value) > 1
     ]
     if stages.backbone_end is not None:
         heights.append(stages.backbone_end.size[0])
     return min(heights, default=0)
-
-
-def _kernel(value: Value) -> int:
-    """The larger side of the kernel of a convolution."""
-    shapes = [source.shape for source in value.inputs if not source.from_example]
-    return max((max(shape[2:]) for shape in shapes if len(shape) == 4), default=1)
 
 
 class _Finder:
@@ -77,9 +100,19 @@ class _Finder:
             return None
         for call in (*self._executing(joined), *self._reading(joined)):
             output = self.outputs[call]
-            if output.size[0] >= joined.size[0] and is_computed_from(output):
+            # convolutions without padding shrink a map a little
+            if output.size[0] * 1.5 > joined.size[0] and is_computed_from(output):
                 return DecoderBlock(output, call)
         return None
+
+    def level_of(self, upsampled: Value, merge: Value) -> Value:
+        """Return what the block of a merge returns, or else the call that executes it."""
+        block = self.find(upsampled, merge)
+        if block is not None:
+            return block.output
+        call = merge.calls[-1]
+        output = self.outputs.get(call, merge) if call.path else merge
+        return output if output.size == merge.size else merge
 
     def _executing(self, joined: Value) -> Iterator[Call]:
         """The innermost call that executes this merge, or this upsampling, alone and convolves.

@@ -8,12 +8,13 @@ from torch import nn
 
 from torchplug.errors import PlugError, explain
 from torchplug.surgery.attach import Holder
-from torchplug.surgery.decoder import find_decoder_blocks, find_encoder_blocks
+from torchplug.surgery.decoder import find_decoder_blocks, find_encoder_blocks, find_levels
 from torchplug.surgery.metadata import TRACE, USER, Known, read_roles
 from torchplug.surgery.neck import Neck, find_neck
 from torchplug.surgery.op_anchor import OpPoint, family, parse_anchor
-from torchplug.surgery.roles import ResidualBlock, Stages, find_blocks, find_image, find_stages
+from torchplug.surgery.roles import ResidualBlock, find_blocks, find_image
 from torchplug.surgery.sites import NAMED, ROLES, Site, Sites
+from torchplug.surgery.stages import Stages, find_stages
 from torchplug.surgery.trace import Call, Trace, Value, read_example, record
 
 _Said = dict[str, list[tuple[Value, Call]]]
@@ -147,7 +148,7 @@ def _said_sites(
 
 def _traced_sites(blocks: list[ResidualBlock], maker: "_SiteMaker") -> Iterator[Site | None]:
     trace, stages = maker.trace, maker.stages
-    neck = find_neck(trace, stages.backbone_end)
+    neck = find_neck(trace)
     yield from _ends_of_branches(blocks, maker)
     yield from _sites_of_blocks(blocks, neck, maker)
     for value in stages.ends:
@@ -166,7 +167,7 @@ def _sites_of_neck(neck: Neck, maker: "_SiteMaker") -> Iterator[Site | None]:
         yield maker.place("upsample", value, maker.innermost(value))
     for value in neck.merges:
         yield maker.at_end("merge", value)
-    for value in neck.levels:
+    for value in find_levels(maker.trace, neck, maker.stages):
         yield maker.at_end("pyramid", value)
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from torchplug.surgery.roles import JOINS, MIXING, find_image, find_upsamples
+from torchplug.surgery.roles import JOINS, find_image, find_upsamples, is_computed_from
 from torchplug.surgery.trace import Group, Trace, Value
 
 _MERGES = JOINS | {"mul", "mul_", "__mul__"}
@@ -21,22 +21,24 @@ class Neck:
     joined: tuple[tuple[Value, Value | None], ...] = ()
     """Each enlarged map with its merge, if there is one."""
 
-    levels: tuple[Value, ...] = ()
-    """The maps of different sizes that the neck hands on, one of each size."""
+    returned: tuple[Value, ...] = ()
+    """The maps of different sizes that the neck hands on together, one of each size."""
+
+    def fuses(self, merge: Value) -> bool:
+        """Whether a merge takes in maps that were enlarged from several sizes."""
+        enlarged = (value for value, into in self.joined if into is merge)
+        return len({v.size for value in enlarged for v in value.inputs if v.is_map}) > 1
 
 
-def find_neck(trace: Trace, backbone_end: Value | None) -> Neck:
-    """Return the upsampled maps, the merges and the levels of the pyramid."""
+def find_neck(trace: Trace) -> Neck:
+    """Return the upsampled maps, the merges and the levels of a pyramid that is returned."""
     image = find_image(trace)
     if image is None:
         return Neck()
     upsamples = [value for value in find_upsamples(trace, image) if is_computed_from(value)]
     pairs = [(value, _find_merge(value, trace)) for value in upsamples]
-    joined = [(value, merge) for value, merge in pairs if merge is not None]
-    merges = {merge: None for _, merge in joined}
+    merges = {merge: None for _, merge in pairs if merge is not None}
     levels = _find_returned(trace, max((merge.index for merge in merges), default=-1))
-    if not levels:
-        levels = _find_chain(joined, trace, backbone_end)
     return Neck(tuple(upsamples), tuple(sorted(merges, key=_position)), tuple(pairs), levels)
 
 
@@ -44,25 +46,16 @@ def _position(value: Value) -> int:
     return value.index
 
 
-def is_computed_from(value: Value) -> bool:
-    """Whether a convolution or another mixing operation reads what is made from ``value``."""
-    seen: set[Value] = set()
-    pending = list(value.users)
-    while pending:
-        current = pending.pop()
-        if current.op in MIXING:
-            return True
-        if current not in seen:
-            seen.add(current)
-            pending.extend(current.users)
-    return False
-
-
 def _find_merge(upsampled: Value, trace: Trace) -> Value | None:
-    """The first operation that joins what was upsampled with a map of another origin."""
+    """The first operation that joins what was upsampled with a map of another origin.
+
+    What is pooled from it, for the gate of an attention, is another matter.
+    """
     made_from = {upsampled}
     for value in trace.values[upsampled.index + 1 :]:
         if not value.is_map or made_from.isdisjoint(value.inputs):
+            continue
+        if 2 * value.size[0] <= upsampled.size[0]:
             continue
         others = [v for v in value.inputs if v.is_map and v not in made_from]
         if value.op in _MERGES and any(other.size == value.size for other in others):
@@ -74,15 +67,21 @@ def _find_merge(upsampled: Value, trace: Trace) -> Value | None:
 def _find_returned(trace: Trace, last_merge: int) -> tuple[Value, ...]:
     """The maps of different sizes that a module call first returned, or got, after the merges.
 
-    A neck may add coarser levels to its list: the larger group goes before its part.
+    A neck may add coarser levels to its list: the larger group goes before its part. What a head
+    adds, such as the prototypes of masks, is finer.
     """
     levels: list[Value] = []
     for group in trace.groups:
         if group.index <= last_merge or not _is_pyramid(group, last_merge):
             continue
-        if not levels or set(levels) < set(_levels_in(group)):
+        if not levels or _is_extended(set(levels), set(_levels_in(group))):
             levels = _levels_in(group)
     return tuple(dict.fromkeys(levels))
+
+
+def _is_extended(levels: set[Value], group: set[Value]) -> bool:
+    coarsest = min(value.size for value in levels)
+    return levels < group and all(value.size < coarsest for value in group - levels)
 
 
 def _is_pyramid(group: Group, last_merge: int) -> bool:
@@ -99,27 +98,3 @@ def _is_pyramid(group: Group, last_merge: int) -> bool:
 def _levels_in(group: Group) -> list[Value]:
     """The maps that may be levels: the image and a globally pooled vector are none."""
     return [v for v in group.values if v.op != "input" and not v.op.startswith("adaptive_")]
-
-
-def _find_chain(
-    joined: list[tuple[Value, Value]], trace: Trace, backbone_end: Value | None
-) -> tuple[Value, ...]:
-    """The levels of a decoder that goes up step by step: what each merging call returns."""
-    levels: dict[tuple[int, int], Value] = {}
-    for upsampled, merge in joined:
-        source = next(value for value in upsampled.inputs if value.is_map)
-        end = backbone_end
-        if end is not None and source.size == end.size and source.index > end.index:
-            levels.setdefault(source.size, source)
-        level = _output_of_call(merge, trace)
-        levels.setdefault(level.size, level)
-    return tuple(levels.values()) if len(levels) > 1 else ()
-
-
-def _output_of_call(merge: Value, trace: Trace) -> Value:
-    """What the call that executes a merge returns, if it is one map of the merge's size."""
-    call = merge.calls[-1]
-    for value in trace.maps:
-        if call in value.producers and call.path and value.size == merge.size:
-            return value
-    return merge
