@@ -56,12 +56,25 @@ CASES = {
     "stage that is not there": (plug("se", stages=[7]), tp.PlugError, "2 in stage 4"),
     "start that is not there": (plug("se", start="zero"), tp.UsageError, "'identity' or 'paper'"),
     "bad example": (plug("se", example="image"), tp.UsageError, "pass the shape"),
+    "example that the model refuses": (
+        plug("se", example=(1, 5, 64, 64)),
+        tp.UsageError,
+        r"RuntimeError: .*, from ResNet itself on \(1, 5, 64, 64\); pass the shape",
+    ),
     "overwritten by the host": (
         plug(SavesItsOutput, "layer1.0.bn1", start="paper"),
         tp.PlugError,
         "must be able to run backward",
     ),
 }
+
+
+@pytest.mark.parametrize("look", [tp.sites, tp.draw])
+def test_looking_at_a_model_with_a_wrong_example_says_whose_error_it_is(
+    look: Callable[[nn.Module, object], object],
+) -> None:
+    with pytest.raises(tp.UsageError, match="the model must run on the example: got RuntimeError"):
+        look(torchvision.models.resnet18(), (1, 1, 64, 64))
 
 
 def fingerprint(model: nn.Module) -> list[object]:

@@ -20,7 +20,7 @@ from torchplug.surgery.rebuild import Factories, build_empty, build_steps
 from torchplug.surgery.report import Count, count_parameters
 from torchplug.surgery.scene import Scene
 from torchplug.surgery.specimen import rebuild
-from torchplug.surgery.trace import Arguments, read_example
+from torchplug.surgery.trace import read_example
 from torchplug.surgery.verify import Base, Step, verify
 
 
@@ -192,7 +192,7 @@ def load(
     same_base = _check_base(model, file)
     if arguments is None and file.plan.example is not None:
         arguments = rebuild(file.plan.example, model)
-    scene = None if arguments is None else _look(model, arguments)
+    scene = None if arguments is None else Scene(model, arguments)
     empty = build_empty(file.plan, factories or {}, model, scene)
     _check_tensors(file, empty)
     tensors = read_tensors(file)
@@ -271,13 +271,3 @@ def _attach(model: nn.Module, steps: list[Step], plan: Plan, scene: Scene | None
         got = f"{type(error).__name__}: {error}"
         fix = "pass an example like the one that the plugs were made with"
         raise PlugError(explain("loaded plugs must run on the example", got, fix)) from error
-
-
-def _look(model: nn.Module, arguments: Arguments) -> Scene:
-    """The bare model as it runs on the example."""
-    try:
-        return Scene(model, arguments)
-    except Exception as error:
-        got = f"{type(error).__name__}: {error}"
-        fix = "pass the shape of a batch that the model accepts"
-        raise UsageError(explain("the model must run on the example", got, fix)) from error

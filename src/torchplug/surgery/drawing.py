@@ -12,7 +12,7 @@ from torchplug.errors import UsageError, explain
 from torchplug.surgery.checkup import unwrap
 from torchplug.surgery.memory import name_class
 from torchplug.surgery.outline import Box, Label, Line, Outliner, Panel, find_labels
-from torchplug.surgery.trace import read_example, record
+from torchplug.surgery.trace import read_example, record_host
 
 PAGE, MARGIN, PAD, GAP = 1240.0, 20.0, 12.0, 26.0
 ROW, TAG, TITLE, INDENT, CHAR = 17.0, 22.0, 36.0, 12.0, 6.65
@@ -44,7 +44,7 @@ def draw(model: nn.Module, example: Any = None, path: str | Path | None = None) 
         The SVG text.
 
     Raises:
-        UsageError: if ``model`` is no module, ``example`` cannot be read, or the folder of
+        UsageError: if ``model`` is no module or does not run on ``example``, or the folder of
             ``path`` does not exist.
 
     >>> import torchplug as tp
@@ -56,7 +56,7 @@ def draw(model: nn.Module, example: Any = None, path: str | Path | None = None) 
     """
     model = unwrap(model)
     file = None if path is None else _check_path(Path(path))
-    trace = None if example is None else record(model, read_example(example, model))
+    trace = None if example is None else record_host(model, read_example(example, model))
     outline = Outliner(model, trace).outline()
     text = _Drawing(outline, name_class(model)).render()
     if file is not None:

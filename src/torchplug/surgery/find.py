@@ -15,7 +15,7 @@ from torchplug.surgery.op_anchor import OpPoint, family, parse_anchor
 from torchplug.surgery.roles import ResidualBlock, find_blocks, find_image
 from torchplug.surgery.sites import NAMED, ROLES, Site, Sites
 from torchplug.surgery.stages import Stages, find_stages
-from torchplug.surgery.trace import Call, Trace, Value, read_example, record
+from torchplug.surgery.trace import Call, Trace, Value, read_example, record_host
 
 _Said = dict[str, list[tuple[Value, Call]]]
 
@@ -36,7 +36,7 @@ def find_sites(model: nn.Module, example: Any) -> Sites:
         Sites in the order of roles, then of execution; printing them gives a table.
 
     Raises:
-        UsageError: if ``example`` cannot be read.
+        UsageError: if ``example`` cannot be read, or the model does not run on it.
         PlugError: if ``torchplug_roles`` names what is not there.
 
     >>> from torchplug.hosts import build_model
@@ -44,7 +44,7 @@ def find_sites(model: nn.Module, example: Any) -> Sites:
     >>> [site.path for site in found.with_role("bottleneck")]
     ['layer1.bn2', 'layer2.bn2', 'layer3.bn2']
     """
-    return sites_in(model, record(model, read_example(example, model)))
+    return sites_in(model, record_host(model, read_example(example, model)))
 
 
 def sites_in(model: nn.Module, trace: Trace) -> Sites:

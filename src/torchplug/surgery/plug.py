@@ -81,7 +81,8 @@ def plug(
         A report that prints what happened; its ``plan`` repeats it on another instance.
 
     Raises:
-        UsageError: if ``what`` or an option is unknown, or ``example`` cannot be read.
+        UsageError: if ``what`` or an option is unknown, ``example`` cannot be read, or the model
+            does not run on it.
         PlugError: if nothing matches, a module does not fit, or the proof fails. At the place of
             its own paper, what a replacement does not fit is skipped and reported.
 

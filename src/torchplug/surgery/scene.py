@@ -15,7 +15,7 @@ from torchplug.surgery.op_anchor import parse_anchor
 from torchplug.surgery.plan import Mode, Plan, PlannedPlug
 from torchplug.surgery.roles import find_blocks, find_foldable
 from torchplug.surgery.sites import NAMED, Site, Sites
-from torchplug.surgery.trace import Arguments, Call, record
+from torchplug.surgery.trace import Arguments, Call, record_host
 
 MERGE = "merge"
 """The role of a module that receives maps of several sizes."""
@@ -27,12 +27,15 @@ class Scene:
     Args:
         model: the host; it is not changed.
         arguments: of its forward.
+
+    Raises:
+        UsageError: if the host does not run on them.
     """
 
     def __init__(self, model: nn.Module, arguments: Arguments) -> None:
         self.model, self.arguments = model, arguments
         with counting_flops() as counter:
-            self.trace = record(model, arguments)
+            self.trace = record_host(model, arguments)
         self.flops = int(counter.get_total_flops())
         self.sites = sites_in(model, self.trace)
         self._taken = {(path, name) for path, name, _ in find_plugs(model)}

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as module_hooks
 from torch.overrides import TorchFunctionMode
 
-from torchplug.errors import UsageError, explain
+from torchplug.errors import TorchplugError, UsageError, explain
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -183,6 +183,26 @@ def record(model: nn.Module, arguments: Arguments) -> Trace:
         output,
         recorder.known(output),
     )
+
+
+def record_host(model: nn.Module, arguments: Arguments) -> Trace:
+    """Record a run of a model of the user's on the user's example.
+
+    Raises:
+        UsageError: if the model itself fails on it.
+    """
+    try:
+        return record(model, arguments)
+    except TorchplugError:
+        raise
+    except Exception as error:
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors_in(arguments)[:4])
+        text = explain(
+            "the model must run on the example",
+            f"{type(error).__name__}: {error}, from {type(model).__name__} itself on {shapes}",
+            "pass the shape of a small batch, or the arguments, that model(…) accepts",
+        )
+        raise UsageError(text) from error
 
 
 class _Recorder(TorchFunctionMode):
