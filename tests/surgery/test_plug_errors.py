@@ -8,6 +8,7 @@ import pytest
 import torch
 import torchvision
 from torch import nn
+from ultralytics import YOLO
 
 import torchplug as tp
 
@@ -109,6 +110,31 @@ def test_a_failing_plug_leaves_earlier_plugs_attached() -> None:
 def test_a_role_without_a_site_lists_the_roles_of_the_model() -> None:
     with pytest.raises(tp.PlugError, match=r"'bottleneck'.*VGG.*'stage' \(\d sites\)"):
         tp.plug(torchvision.models.vgg11(), "se", "bottleneck", example=EXAMPLE)
+
+
+def test_a_model_without_maps_of_four_axes_says_so() -> None:
+    video = torchvision.models.video.r3d_18(num_classes=2)
+    with pytest.raises(tp.PlugError, match=r"no module of this one returns a map \(N, C, H, W\)"):
+        tp.plug(video, "se", example=(1, 3, 4, 32, 32))
+
+
+class Front(nn.Module):
+    """What ultralytics' YOLO is: a module whose call predicts, with a network inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names = nn.Identity()
+        self.network = torchvision.models.resnet18()
+
+    def __call__(self, x: torch.Tensor) -> list[torch.Tensor]:
+        return [self.network.layer1(self.network.conv1(x))]
+
+
+def test_a_front_of_a_network_is_named_with_the_network_inside() -> None:
+    with pytest.raises(tp.UsageError, match=r"got Front, a front .* such as model\.network"):
+        tp.plug(Front(), "se", example=EXAMPLE)
+    with pytest.raises(tp.UsageError, match=r"got YOLO, .* such as model\.model"):
+        tp.sites(YOLO("yolov8n.yaml"), EXAMPLE)
 
 
 def test_an_identity_start_makes_an_in_place_host_safe() -> None:

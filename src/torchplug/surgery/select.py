@@ -174,7 +174,7 @@ def _explain_nothing(model: nn.Module, sites: Sites, entry: Any) -> str:
         return explain(
             f"the role {entry!r} ({ROLES[entry]}) needs at least one site",
             f"{type(model).__name__}, which has none",
-            f"use a role of this model: {_join(sites)}" if sites.roles else "name a module path",
+            _advise(sites),
         )
     if entry in sites.aliases:
         got = f"{entry!r}, another name of {sites.aliases[entry]!r}"
@@ -196,6 +196,14 @@ def _explain_nothing(model: nn.Module, sites: Sites, entry: Any) -> str:
         f"{entry!r}, which matches none",
         hint if not _is_pattern(entry) else f"use a role of this model: {hint}, or another pattern",
     )
+
+
+def _advise(sites: Sites) -> str:
+    if sites.roles:
+        return f"use a role of this model: {_join(sites)}"
+    if sites.outputs:
+        return "name a module path"
+    return "plug a model of images: no module of this one returns a map (N, C, H, W)"
 
 
 def _is_pattern(text: str) -> bool:

@@ -189,10 +189,10 @@ def record_host(model: nn.Module, arguments: Arguments) -> Trace:
     """Record a run of a model of the user's on the user's example.
 
     Raises:
-        UsageError: if the model itself fails on it.
+        UsageError: if the model itself fails on it, or a call of it runs another object.
     """
     try:
-        return record(model, arguments)
+        trace = record(model, arguments)
     except TorchplugError:
         raise
     except Exception as error:
@@ -203,6 +203,15 @@ def record_host(model: nn.Module, arguments: Arguments) -> Trace:
             "pass the shape of a small batch, or the arguments, that model(…) accepts",
         )
         raise UsageError(text) from error
+    if not trace.runs[""]:
+        inner = [f"model.{name}" for name, part in model.named_children() if [*part.parameters()]]
+        text = explain(
+            "a call of a host must run the module itself",
+            f"{type(model).__name__}, a front that runs its network in its own way",
+            f"pass the network inside{f', such as {inner[0]}' if inner else ''}",
+        )
+        raise UsageError(text)
+    return trace
 
 
 class _Recorder(TorchFunctionMode):
