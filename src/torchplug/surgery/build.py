@@ -39,6 +39,13 @@ class Recipe:
     card: Card | None
     takes_site: bool
 
+    @property
+    def takes_one_width(self) -> bool:
+        """Whether it is built for the width of one map, which it keeps."""
+        if self.takes_site or self.card is not None:
+            return self.card is not None and self.card.kind in {"refine", "context"}
+        return len(_required(self.factory)) == 1
+
     def build(self, site: Site, planned: PlannedPlug) -> nn.Module:
         """Construct the module for ``site`` on the CPU, in float32."""
         if self.takes_site:
@@ -175,6 +182,8 @@ def _build_in_place(recipe: Recipe, place: Place, planned: PlannedPlug) -> Repla
         )
         raise PlugError(text)
     widths = (place.entry[1], site.channels)
+    if recipe.takes_one_width:
+        return _start(_build_refinement(recipe, place, planned), recipe, place, planned)
     if recipe.takes_site:
         options: dict[str, Any] = {}
     elif isinstance(host, nn.Conv2d) or (recipe.card and recipe.card.kind == "conv"):
@@ -192,6 +201,22 @@ def _build_in_place(recipe: Recipe, place: Place, planned: PlannedPlug) -> Repla
     )
     _check_shape(module, recipe, site, [place.entry])
     return _start(module, recipe, place, planned)
+
+
+def _build_refinement(recipe: Recipe, place: Place, planned: PlannedPlug) -> nn.Module:
+    """A module of one width in the place of another, such as one attention for another."""
+    site, entry = place.site, place.entry or ()
+    if entry != site.shape:
+        text = explain(
+            f"{recipe.module} returns the shape that it receives",
+            f"{site.path}, which turns {entry} into {site.shape}",
+            "choose modules that keep the shape, or attach it behind them",
+        )
+        raise PlugError(text)
+    detail = f"channels={site.channels}"
+    module = _construct(lambda: recipe.build(site, planned), recipe, site, detail)
+    _check_shape(module, recipe, site, [entry])
+    return module
 
 
 def _start(module: nn.Module, recipe: Recipe, place: Place, planned: PlannedPlug) -> Replacement:
