@@ -278,3 +278,16 @@ def test_a_context_module_goes_to_the_deepest_map_and_keeps_the_output(name: str
             site.anchor for site in tp.sites(make(), example).with_role("backbone_end")
         )
         assert torch.equal(model(x), expected)
+
+
+@pytest.mark.parametrize("make", [PaperUNet, BridgedUNet])
+def test_a_plugged_unet_shows_the_same_places_for_the_next_plug(
+    make: Callable[[], nn.Module],
+) -> None:
+    torch.manual_seed(0)
+    model, example = make().eval(), (1, 3, 92, 92)
+    bare = [site.id for site in tp.sites(model, example)]
+    wanted = (("acnet", None, {}), ("scse", "block", {"reduction": 2}), ("aspp", None, {}))
+    for key, at, options in wanted:
+        assert tp.plug(model, key, at, example=example, **options).paths
+        assert [site.id for site in tp.sites(model, example)] == bare, key

@@ -107,8 +107,8 @@ def _follow(output: Value, block: ResidualBlock, trace: Trace, limit: int) -> Va
     if not around or limit == len(trace.values):
         return output
     last = current = output
-    while len(current.users) == 1 and _goes_on(current, current.users[0], around[-1]):
-        current = current.users[0]
+    while len(users := _users_of(current)) == 1 and _goes_on(current, users[0], around[-1]):
+        current = users[0]
         if any(_is_child(call, current, around[-1]) for call in current.producers):
             last = current
     is_over = bool(around[-1].path) and not trace.values[limit].is_inside(around[-1])
@@ -117,6 +117,12 @@ def _follow(output: Value, block: ResidualBlock, trace: Trace, limit: int) -> Va
         for user in find_upsamples(trace, trace.values[0])
     )
     return _before_projection(last) if is_over or is_bottom else output
+
+
+def _users_of(value: Value) -> list[Value]:
+    """What is made from a map; where a plug stands in for a module, the two count as one."""
+    standing = {user for user in value.users if user.op == "stand_in"}
+    return [user for user in value.users if standing.isdisjoint(user.users)]
 
 
 def _goes_on(value: Value, user: Value, around: Call) -> bool:
