@@ -9,9 +9,9 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-from torchplug.cli.console import console
 
 from torchplug.cli import main
+from torchplug.cli.console import console
 
 TORCHPLUG = Path(sys.executable).with_name("torchplug")
 WIDTH = 160
