@@ -45,6 +45,20 @@ def test_the_chinese_readme_has_the_same_code() -> None:
         assert english == chinese
 
 
+def test_the_cookbook_runs_and_is_the_same_in_chinese(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    english, chinese = (
+        blocks(f"docs/{name}", "python") for name in ("plugging.md", "plugging.zh-CN.md")
+    )
+    assert [*map(without_comments, english)] == [*map(without_comments, chinese)]
+    names: dict[str, object] = {}
+    for block in english:
+        exec(compile(block, "plugging.md", "exec"), names)
+    assert "16 of 16 plugs are attached" in capsys.readouterr().out
+
+
 def test_links_lead_to_files() -> None:
     guides = [f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")]
     for name in (*READMES, *guides):
