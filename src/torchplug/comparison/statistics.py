@@ -172,16 +172,21 @@ def flip_test(differences: Array) -> float:
 
 def _draw_flips(differences: Array) -> float:
     """Return the same p from drawn signs, a part at a time: all at once would need gigabytes."""
-    rng = np.random.default_rng(0)
     count, total = len(differences), float(differences.sum())
     draws = min(max(_SIGNS // count, _FEWEST_FLIPS), _MOST_FLIPS)
     least = abs(total) * (1 - 1e-9)
     part = max(_SIGNS_AT_ONCE // count, 1)
     hits = 0
     for start in range(0, draws, part):
-        kept = rng.integers(0, 2, (min(part, draws - start), count), dtype=np.uint8)
+        kept = _draw_signs(min(part, draws - start), count, start)
         hits += int((np.abs(2 * (kept @ differences) - total) >= least).sum())
     return (hits + 1) / (draws + 1)  # what was observed is one of the flips
+
+
+@lru_cache(maxsize=16)
+def _draw_signs(draws: int, count: int, start: int) -> NDArray[np.uint8]:
+    """Return which signs are kept: the same for all variants, which saves most of it."""
+    return np.random.default_rng((0, start)).integers(0, 2, (draws, count), dtype=np.uint8)
 
 
 def equivalence_test(differences: Array, margin: float) -> float:
@@ -230,17 +235,15 @@ def bootstrap_both(gains: Array, resamples: int = 2000) -> Interval:
         gains: of every seed and image, ``(seeds, images)``.
         resamples: how often both are drawn.
     """
-    rng = np.random.default_rng(0)
     seeds, images = gains.shape
     # images without any difference only dilute: all of them are drawn as one
     told = gains[:, np.any(gains != 0, axis=0)].astype(np.float32)
-    shares = np.full(told.shape[1] + 1, 1 / images)
-    shares[-1] = max(1 - told.shape[1] / images, 0.0)
     means = []
     for part in range(0, resamples, _BOOTSTRAP_CHUNK):  # all at once would need gigabytes
         rows = _draw_seeds(seeds, part)
-        columns = rng.multinomial(images, shares, size=_BOOTSTRAP_CHUNK)[:, :-1]
-        means.append(((rows @ told) * columns).sum(1) / (seeds * images))
+        columns = _draw_images(images, told.shape[1], part)
+        totals = ((rows @ told) * columns).sum(1, dtype=np.float64)
+        means.append(totals / (seeds * images))
     low, high = np.quantile(means, [0.025, 0.975])
     return Interval(low=float(low), high=float(high))
 
@@ -251,3 +254,13 @@ def _draw_seeds(seeds: int, part: int) -> NDArray[np.float32]:
     rng = np.random.default_rng((1, part))
     drawn = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=_BOOTSTRAP_CHUNK)
     return drawn.astype(np.float32)
+
+
+@lru_cache(maxsize=64)
+def _draw_images(images: int, told: int, part: int) -> NDArray[np.float32]:
+    """Return how often each of the ``told`` images is drawn, where all others count as one."""
+    shares = np.full(told + 1, 1 / images)
+    shares[-1] = max(1 - told / images, 0.0)
+    rng = np.random.default_rng((2, part))
+    drawn = rng.multinomial(images, shares, size=_BOOTSTRAP_CHUNK)
+    return drawn[:, :-1].astype(np.float32)

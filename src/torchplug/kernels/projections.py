@@ -57,12 +57,11 @@ def pool_and_project(conv: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor
     >>> mean.shape, y.shape
     (torch.Size([1, 4, 1, 1]), torch.Size([1, 2, 2, 2]))
     """
-    if _is_pointwise(conv):
-        if is_fused(x) and x.is_contiguous():
+    # products of matrices lose in other layouts and in half precision
+    if _is_pointwise(conv) and x.is_contiguous() and x.dtype in (torch.float32, torch.float64):
+        if is_fused(x):
             return _plain_pool_project(x, conv.weight, conv.bias)
-        # products of matrices lose in other layouts and in half precision
-        full = x.dtype in (torch.float32, torch.float64)
-        if full and x.is_contiguous() and _is_walkable(x, conv):
+        if _is_walkable(x, conv):
             bias = conv.weight.new_zeros(len(conv.weight)) if conv.bias is None else conv.bias
             how = _PoolProject.apply if learns(x, conv.weight, bias) else _pool_project
             return how(x, conv.weight, bias)
