@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.overhead import describe
+from benchmarks.stored import describe, publish
 from benchmarks.throughput import read_records
 from torchplug.comparison import Recipe, compare
 from torchplug.comparison.store import read_json
@@ -133,11 +133,7 @@ def main() -> None:
     if chosen.child is not None:
         run(chosen.child, 2)
         return
-    found = describe() | measure(chosen.kills, chosen.longest, chosen.seed)
-    text = json.dumps(found, indent=1) + "\n"
-    print(text)
-    if chosen.store is not None:
-        chosen.store.write_text(text)
+    publish(describe() | measure(chosen.kills, chosen.longest, chosen.seed), chosen.store)
 
 
 if __name__ == "__main__":

@@ -8,17 +8,15 @@ statistics, summary. Imports do not count: training needs the same ones. The mea
 """
 
 import argparse
-import json
-import os
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from benchmarks.stored import describe, publish
 from torchplug.comparison import Comparison, compare, load_run
 from torchplug.comparison.arms import Study
-from torchplug.comparison.environment import describe_environment
 from torchplug.comparison.outcome import Outcome
 from torchplug.comparison.spec import Variant
 
@@ -88,22 +86,12 @@ def measure(seconds: float) -> dict[str, Any]:
     }
 
 
-def describe() -> dict[str, Any]:
-    """Return the versions and the hardware of a measurement, and what else the machine did."""
-    load = [round(value, 1) for value in os.getloadavg()]
-    return {**describe_environment("cpu"), "load before": load}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=5.0, help="of one trial")
     parser.add_argument("--store", type=Path)
     chosen = parser.parse_args()
-    found = describe() | measure(chosen.seconds)
-    text = json.dumps(found, indent=1) + "\n"
-    print(text)
-    if chosen.store is not None:
-        chosen.store.write_text(text)
+    publish(describe() | measure(chosen.seconds), chosen.store)
 
 
 if __name__ == "__main__":

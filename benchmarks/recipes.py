@@ -6,13 +6,12 @@ No number of it is a claim about a module: it says where a first try of a task s
 """
 
 import argparse
-import json
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.overhead import describe
+from benchmarks.stored import describe, publish
 from torchplug.comparison import Comparison, Recipe, Variant
 from torchplug.comparison.arms import Study
 from torchplug.comparison.data import load_data
@@ -62,11 +61,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--store", type=Path)
     chosen = parser.parse_args()
-    found = describe() | {task: train(task, chosen.seeds) for task in HOSTS}
-    text = json.dumps(found, indent=1) + "\n"
-    print(text)
-    if chosen.store is not None:
-        chosen.store.write_text(text)
+    publish(describe() | {task: train(task, chosen.seeds) for task in HOSTS}, chosen.store)
 
 
 if __name__ == "__main__":

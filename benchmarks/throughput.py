@@ -7,13 +7,12 @@ the starts of the processes included; the records must be equal.
 """
 
 import argparse
-import json
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.overhead import describe
+from benchmarks.stored import describe, publish
 from torchplug.comparison import Recipe, compare
 
 
@@ -54,11 +53,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--store", type=Path)
     chosen = parser.parse_args()
-    found = describe() | measure(chosen.seeds, chosen.epochs, chosen.workers)
-    text = json.dumps(found, indent=1) + "\n"
-    print(text)
-    if chosen.store is not None:
-        chosen.store.write_text(text)
+    publish(describe() | measure(chosen.seeds, chosen.epochs, chosen.workers), chosen.store)
 
 
 if __name__ == "__main__":

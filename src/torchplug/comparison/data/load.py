@@ -63,7 +63,7 @@ def load_data(
     (899, 179, 719)
     >>> image, target = load_data("digits", task="detection").train[0]
     >>> image.shape, target["boxes"].shape
-    (torch.Size([1, 48, 48]), torch.Size([1, 4]))
+    (torch.Size([1, 48, 48]), torch.Size([4, 4]))
     """
     if task not in TASKS:
         rule = f"a task is {', '.join(TASKS)}"
