@@ -4,7 +4,9 @@
 
 Half of the kills hit the driver, which is then called again, and half hit one of its two workers.
 When a study is through, its records are compared byte by byte and the next one begins in a new
-directory, until there were enough kills.
+directory, until there were enough kills. A trial whose process dies three times before it has
+finished an epoch is given up, as one that is killed for its memory would be; the same call again
+runs it.
 """
 
 import argparse
@@ -87,7 +89,17 @@ def torment(out: Path, kills: int, longest: float, random_: random.Random) -> di
             done["worker"] += 1
     if process.returncode:
         raise RuntimeError(f"a driver ended with {process.returncode}")
+    done["given up"] = count_failed(out)
+    if done["given up"]:
+        done["calls"] += 1
+        start(out).wait()
     return done
+
+
+def count_failed(root: Path) -> int:
+    """Return the trials that a driver gave up, since they died too often before an epoch."""
+    records = [json.loads(path.read_text()) for path in root.glob("trials/*/record.json")]
+    return sum(record["status"] != "finished" for record in records)
 
 
 def count_resumed(root: Path) -> int:
@@ -97,7 +109,8 @@ def count_resumed(root: Path) -> int:
 
 def measure(kills: int, longest: float, seed: int) -> dict[str, Any]:
     random_ = random.Random(seed)
-    total = {"driver": 0, "worker": 0, "calls": 0, "studies": 0, "resumed": 0, "unequal": 0}
+    names = ("driver", "worker", "calls", "given up", "studies", "resumed", "unequal")
+    total = dict.fromkeys(names, 0)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         run(root / "whole", 1)
@@ -115,6 +128,7 @@ def measure(kills: int, longest: float, seed: int) -> dict[str, Any]:
         "kills of the driver": total["driver"],
         "kills of a worker": total["worker"],
         "calls": total["calls"],
+        "trials that were given up and run by the next call": total["given up"],
         "studies": total["studies"],
         "trials a study": len(whole),
         "trials that went on from a checkpoint": total["resumed"],
