@@ -32,9 +32,10 @@ Operator = Callable[..., tuple[Tensor, ...]]
 
 @pytest.fixture
 def by_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every map is worth it, and every sample is a piece."""
+    """Every map is worth it, and every sample is a piece, or several."""
     monkeypatch.setattr(eager, "SMALLEST", 0)
     monkeypatch.setattr(eager, "PIECE", 1)
+    monkeypatch.setattr(eager, "FINE", 100)
 
 
 def pass_on(x: Tensor, *results: Tensor) -> tuple[Tensor, ...]:
@@ -105,6 +106,7 @@ def test_pieces_and_the_plain_form_agree(
     plain = run(OPERATORS[name], inputs)
     monkeypatch.setattr(eager, "SMALLEST", 0)
     monkeypatch.setattr(eager, "PIECE", 2 * inputs[0][0].numel() * 8)
+    monkeypatch.setattr(eager, "FINE", 0.4 * inputs[0][0].numel() * 8)
     pieces = run(OPERATORS[name], inputs)
     if "strips" not in name:  # they have another form in one layout only
         assert type(plain[0].grad_fn) is not type(pieces[0].grad_fn), "the pieces were not used"
@@ -191,6 +193,7 @@ def test_modules_compute_and_learn_the_same_by_pieces(
     plain = compute()
     monkeypatch.setattr(eager, "SMALLEST", 0)
     monkeypatch.setattr(eager, "PIECE", 1)
+    monkeypatch.setattr(eager, "FINE", 1000)
     for ours, theirs in zip(compute(), plain, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
     with torch.no_grad():

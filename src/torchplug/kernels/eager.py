@@ -7,6 +7,8 @@ derivatives) gets the plain operators, which it fuses or records itself, and so 
 pass that is to be differentiated again.
 """
 
+import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -17,8 +19,8 @@ from torch.autograd import forward_ad
 SMALLEST = 1 << 18
 """Elements of a map below which pieces gain nothing (``python -m benchmarks.crossover``)."""
 
-PIECE = 1 << 22
-"""Bytes of one piece: a few fit in the cache that the cores share."""
+PIECE, FINE = 1 << 22, 1 << 20
+"""Bytes of one piece: a few fit in the cache that the cores share, or in the core's own."""
 
 
 def is_worthwhile(x: Tensor) -> bool:
@@ -73,6 +75,31 @@ def cut(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     sample = max(tensors[0][:1].numel() * tensors[0].element_size(), 1)
     step = max(PIECE // sample, 1)
     return zip(*(torch.split(tensor, step) for tensor in tensors), strict=True)
+
+
+def cut_finely(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Yield pieces of maps, about ``FINE`` bytes of the first in each.
+
+    Pieces of samples where those are larger: some channels of contiguous maps, some rows of
+    others. A tensor that has one channel or one row is whole in each of these pieces.
+    """
+    first = tensors[0]
+    dim = 1 if first.is_contiguous() else 2
+    sample = max(first[:1].numel() * first.element_size(), 1)
+    parts = min(math.ceil(sample / FINE), first.shape[dim])
+    if parts <= 1:
+        step = max(FINE // sample, 1)
+        yield from zip(*(torch.split(tensor, step) for tensor in tensors), strict=True)
+        return
+    step = math.ceil(first.shape[dim] / parts)
+    for one in zip(*(torch.split(tensor, 1) for tensor in tensors), strict=True):
+        yield from zip(
+            *(
+                torch.split(part, step, dim) if part.shape[dim] > 1 else itertools.repeat(part)
+                for part in one
+            ),
+            strict=False,
+        )
 
 
 def differentiate(

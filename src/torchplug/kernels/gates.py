@@ -11,20 +11,23 @@ Each rule says how two gates, ``c`` of the channels ``(N, C, 1, 1)`` and ``s`` o
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from torchplug.kernels.affine import is_affine, sum_products
 from torchplug.kernels.eager import (
     cut,
+    cut_finely,
     differentiate,
     is_fused,
     is_worthwhile,
     learns,
     sum_positions,
 )
+from torchplug.kernels.passing import Owed, claim
 
 _LOG2E = math.log2(math.e)
 
@@ -88,13 +91,23 @@ class _How:
     """One rule: its plain form, and its way forward and back by pieces.
 
     ``plain`` and ``forward`` take the map and the gates; ``learn`` also returns what it keeps.
-    ``backward`` takes one piece of the gradient, the map, the gates and what was kept, and writes
-    into the gradients that follow: the map's, then the gates'.
+    ``share`` takes a piece to write what it likes into, then of the gradient, the map, the gates
+    and what was kept, and adds to the gradients of the gates, which follow. ``spread`` takes the
+    gradient, the gates and what was kept, and writes the gradient of the map into ``out``.
     """
 
     plain: ClassVar[Callable[..., Tensor]]
     forward: ClassVar[Callable[..., Tensor]]
-    backward: ClassVar[Callable[..., None]]
+    share: ClassVar[Callable[..., None]]
+    spread: ClassVar[Callable[..., object]]
+    walk: ClassVar[Callable[..., Iterator[tuple[Tensor, ...]]]] = cut
+    late: ClassVar[bool] = True
+    """Whether there is a ``spread``; else ``share`` writes the map's gradient into its piece."""
+
+    @classmethod
+    def share_whole(cls, _dy: Tensor, _x: Tensor, *_rest: Tensor) -> bool:
+        """Do what ``share`` does for all pieces at once, where there is a way, and tell."""
+        return False
 
     @classmethod
     def fused(cls, x: Tensor, *gates: Tensor) -> Tensor:
@@ -107,36 +120,52 @@ class _How:
 
 
 class _Gating(torch.autograd.Function):
-    """Apply a rule piece by piece. The gradient of the map is a tensor that nobody else holds."""
+    """Apply a rule piece by piece.
+
+    The gradient of the map is owed to the operator that handed the map on, or is a tensor that
+    nobody else holds.
+    """
 
     @staticmethod
     def forward(ctx: Any, how: type[_How], x: Tensor, *gates: Tensor) -> Tensor:
         ctx.how, ctx.inputs = how, 1 + len(gates)
+        ctx.passing = claim(x) if how.late else None
         y, *kept = how.learn(x, *gates)
         ctx.save_for_backward(x, *gates, *kept)
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors
-        inputs = saved[: ctx.inputs]
+        how: type[_How] = ctx.how
+        x, *others = saved = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return None, *differentiate(ctx.how.plain, inputs, (dy,))
-        grads = [torch.empty_like(tensor) for tensor in inputs]
-        for piece in cut(dy, *saved, *grads):
-            ctx.how.backward(*piece)
-        return None, *grads
+            return None, *differentiate(how.plain, saved[: ctx.inputs], (dy,))
+        sums = [torch.zeros_like(gate, dtype=_sum_type(gate)) for gate in saved[1 : ctx.inputs]]
+        passing, dx = ctx.passing, dy if ctx.passing else torch.empty_like(x)
+        if passing:
+            passing.owed = Owed(dy, how.spread, tuple(others))
+        if not (passing and how.share_whole(dy, *saved, *sums)):
+            for dyi, xi, dxi, *rest in how.walk(dy, x, dx, *others, *sums):
+                how.share(torch.empty_like(xi) if passing else dxi, dyi, xi, *rest)
+                if how.late and not passing:
+                    how.spread(dyi, *rest[: len(others)], out=dxi)
+        return None, dx, *(total.to(x.dtype) for total in sums)
+
+
+def _sum_type(gate: Tensor) -> torch.dtype:
+    """Return the type in which the pieces' shares of a gate's gradient are added."""
+    return torch.promote_types(gate.dtype, torch.float32)
 
 
 def _sum_positions(product: Tensor, out: Tensor) -> None:
-    torch.sum(product, (2, 3), keepdim=True, out=out)
+    out += product.sum((2, 3), keepdim=True)
 
 
 def _sum_channels(product: Tensor, weight: Tensor, out: Tensor) -> None:
-    """Write the sum over channels of ``weight * product``: one product with a row."""
+    """Add the sum over channels of ``weight * product``: one product with a row."""
     row = weight.transpose(1, 2).squeeze(-1)  # (n, 1, c)
     with torch.autocast(out.device.type, enabled=False):
-        out.copy_((row @ product.flatten(2)).view(out.shape))
+        out += (row @ product.flatten(2)).view(out.shape)
 
 
 class _Scale(_How):
@@ -147,10 +176,20 @@ class _Scale(_How):
     forward = plain
 
     @staticmethod
-    def backward(dy: Tensor, x: Tensor, gate: Tensor, dx: Tensor, dgate: Tensor) -> None:
-        torch.mul(dy, x, out=dx)
-        torch.sum(dx, (2, 3) if gate.shape[1] > 1 else (1,), keepdim=True, out=dgate)
-        torch.mul(dy, gate, out=dx)
+    def share(spare: Tensor, dy: Tensor, x: Tensor, gate: Tensor, dgate: Tensor) -> None:
+        torch.mul(dy, x, out=spare)
+        dgate += spare.sum_to_size(gate.shape)
+
+    @classmethod
+    def share_whole(cls, dy: Tensor, x: Tensor, *rest: Tensor) -> bool:
+        gate, dgate = rest
+        affine = is_affine(gate, dy, x)
+        if affine:
+            sum_products(dy, x, out=dgate)
+        return affine
+
+    spread = torch.mul
+    walk = cut_finely
 
 
 class _Shift(_How):
@@ -161,8 +200,12 @@ class _Shift(_How):
     forward = plain
 
     @staticmethod
-    def backward(dy: Tensor, _x: Tensor, _shift: Tensor, dx: Tensor, dshift: Tensor) -> None:
-        torch.sum(dx.copy_(dy), (2, 3), keepdim=True, out=dshift)
+    def share(_spare: Tensor, dy: Tensor, _x: Tensor, _shift: Tensor, dshift: Tensor) -> None:
+        _sum_positions(dy, dshift)
+
+    @staticmethod
+    def spread(dy: Tensor, _shift: Tensor, *, out: Tensor) -> None:
+        out.copy_(dy)
 
 
 class _Product(_How):
@@ -175,13 +218,16 @@ class _Product(_How):
         return _scale_mixed(x, c, s, torch.mul)
 
     @staticmethod
-    def backward(
-        dy: Tensor, x: Tensor, c: Tensor, s: Tensor, dx: Tensor, dc: Tensor, ds: Tensor
+    def share(
+        spare: Tensor, dy: Tensor, x: Tensor, c: Tensor, s: Tensor, dc: Tensor, ds: Tensor
     ) -> None:
-        torch.mul(dy, x, out=dx)
-        _sum_channels(dx, c, ds)
-        _sum_positions(dx.mul_(s), dc)
-        torch.mul(dy, c, out=dx).mul_(s)
+        torch.mul(dy, x, out=spare)
+        _sum_channels(spare, c, ds)
+        _sum_positions(spare.mul_(s), dc)
+
+    @staticmethod
+    def spread(dy: Tensor, c: Tensor, s: Tensor, *, out: Tensor) -> None:
+        torch.mul(dy, c, out=out).mul_(s)
 
 
 class _Sum(_How):
@@ -194,31 +240,36 @@ class _Sum(_How):
         return _scale_mixed(x, c, s, torch.add)
 
     @staticmethod
-    def backward(
-        dy: Tensor, x: Tensor, c: Tensor, s: Tensor, dx: Tensor, dc: Tensor, ds: Tensor
+    def share(
+        spare: Tensor, dy: Tensor, x: Tensor, c: Tensor, _s: Tensor, dc: Tensor, ds: Tensor
     ) -> None:
-        torch.mul(dy, x, out=dx)
-        _sum_channels(dx, torch.ones_like(c), ds)
-        _sum_positions(dx, dc)
-        torch.add(c, s, out=dx).mul_(dy)
+        torch.mul(dy, x, out=spare)
+        _sum_channels(spare, torch.ones_like(c), ds)
+        _sum_positions(spare, dc)
+
+    @staticmethod
+    def spread(dy: Tensor, c: Tensor, s: Tensor, *, out: Tensor) -> None:
+        torch.add(c, s, out=out).mul_(dy)
 
 
 class _Max(_How):
+    late = False  # which gate decides takes the map to tell, and more than to read a gradient
+    walk = cut_finely  # of all rules it makes the most maps beside the result
+
     @staticmethod
     def plain(x: Tensor, c: Tensor, s: Tensor) -> Tensor:
         return torch.maximum(x * c, x * s)
 
     @staticmethod
     def forward(x: Tensor, c: Tensor, s: Tensor) -> Tensor:
-        y, spare = torch.empty_like(x), None
-        for yi, xi, ci, si in cut(y, x, c, s):
-            spare = torch.empty_like(yi) if spare is None else spare[: len(yi)]
-            torch.maximum(torch.mul(xi, ci, out=yi), torch.mul(xi, si, out=spare), out=yi)
+        y = torch.empty_like(x)
+        for yi, xi, ci, si in cut_finely(y, x, c, s):
+            torch.maximum(torch.mul(xi, ci, out=yi), xi * si, out=yi)
         return y
 
     @staticmethod
-    def backward(
-        dy: Tensor, x: Tensor, c: Tensor, s: Tensor, dx: Tensor, dc: Tensor, ds: Tensor
+    def share(
+        dx: Tensor, dy: Tensor, x: Tensor, c: Tensor, s: Tensor, dc: Tensor, ds: Tensor
     ) -> None:
         # 1 where the channel gate decides, 0 where the spatial gate does, half where they tie
         share = torch.mul(x, c).sub_(x * s).sign_().add_(1).mul_(0.5)
@@ -226,7 +277,7 @@ class _Max(_How):
         total = dx.sum(1, keepdim=True)
         dx.mul_(share)
         _sum_positions(dx, dc)
-        torch.sub(total, dx.sum(1, keepdim=True), out=ds)
+        ds += total.sub_(dx.sum(1, keepdim=True))
         torch.lerp(s, c, share, out=dx).mul_(dy)
 
 
@@ -258,16 +309,20 @@ class _Residual(_How):
         return y
 
     @classmethod
-    def backward(cls, dy: Tensor, x: Tensor, c: Tensor, s: Tensor, *rest: Tensor) -> None:
-        gate, dx, dc, ds = rest
-        slope = torch.mul(dy, x)
-        torch.ops.aten.sigmoid_backward.grad_input(slope, gate, grad_input=slope)
-        torch.addcmul(dy, dy, gate, out=dx)
-        cls.share(slope, c, s, dc, ds)
+    def share(
+        cls, spare: Tensor, dy: Tensor, x: Tensor, c: Tensor, s: Tensor, gate: Tensor, *sums: Tensor
+    ) -> None:
+        torch.mul(dy, x, out=spare)
+        torch.ops.aten.sigmoid_backward.grad_input(spare, gate, grad_input=spare)
+        cls.divide(spare, c, s, *sums)
 
     @staticmethod
-    def share(slope: Tensor, c: Tensor, s: Tensor, dc: Tensor, ds: Tensor) -> None:
-        """Write the gates' gradients from that of what the sigmoid was made of."""
+    def spread(dy: Tensor, _c: Tensor, _s: Tensor, gate: Tensor, *, out: Tensor) -> None:
+        torch.addcmul(dy, dy, gate, out=out)
+
+    @staticmethod
+    def divide(slope: Tensor, c: Tensor, s: Tensor, dc: Tensor, ds: Tensor) -> None:
+        """Add to the gates' gradients from that of what the sigmoid was made of."""
         raise NotImplementedError
 
 
@@ -280,9 +335,9 @@ class _ResidualProduct(_Residual):
         return x + x / (1 + (-_LOG2E * c * s).exp2())  # cheaper than the sigmoid; infinity is right
 
     @staticmethod
-    def share(slope: Tensor, c: Tensor, s: Tensor, dc: Tensor, ds: Tensor) -> None:
+    def divide(slope: Tensor, c: Tensor, s: Tensor, dc: Tensor, ds: Tensor) -> None:
         _sum_channels(slope, c, ds)
-        dc.copy_(sum_positions(slope, s))
+        dc += sum_positions(slope, s)
 
 
 class _ResidualSum(_Residual):
@@ -294,7 +349,7 @@ class _ResidualSum(_Residual):
         return x + x / (1 + (-_LOG2E * c - _LOG2E * s).exp2())
 
     @staticmethod
-    def share(slope: Tensor, c: Tensor, _s: Tensor, dc: Tensor, ds: Tensor) -> None:
+    def divide(slope: Tensor, c: Tensor, _s: Tensor, dc: Tensor, ds: Tensor) -> None:
         _sum_channels(slope, torch.ones_like(c), ds)
         _sum_positions(slope, dc)
 

@@ -1,11 +1,6 @@
 """Pool a map that goes on to be scaled, and add the pool's gradient to the map's in place.
 
-Automatic differentiation spreads the gradient of a pool over a map of its own and adds that to the
-gradient of whatever else used the map. Here the map passes through the pool, so the gradient of
-its later use arrives at the pool's backward pass, which adds its own share there.
-
-The map that is handed on must go to an operator of this package or to modules beside one: theirs
-is the gradient that is written to.
+How the map passes, and who writes its gradient, is told in ``torchplug.kernels.passing``.
 """
 
 import math
@@ -16,14 +11,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from torchplug.kernels.affine import is_affine, scale_and_shift
 from torchplug.kernels.eager import (
     cut,
+    cut_finely,
     differentiate,
     is_fused,
     is_worthwhile,
     learns,
     sum_positions,
 )
+from torchplug.kernels.passing import Gradient
 
 
 def pool_positions(x: Tensor, *, maximum: bool = False) -> tuple[Tensor, ...]:
@@ -113,12 +111,14 @@ def _mean_max(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _channels(x: Tensor, gate: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    largest, mean = (x.new_empty(x.shape[0], 1, *x.shape[2:]) for _ in range(2))
-    for xi, ci, li, mi in cut(x, gate, largest, mean):
+    size = (x.shape[0], 1, *x.shape[2:])
+    largest = x.new_full(size, -math.inf)
+    total = x.new_zeros(size, dtype=torch.promote_types(x.dtype, torch.float32))
+    for xi, ci, li, ti in cut_finely(x, gate, largest, total):
         scaled = xi * ci
-        torch.amax(_group(scaled, torch.amax), 1, keepdim=True, out=li)
-        torch.sum(_group(scaled, torch.sum), 1, keepdim=True, out=mi)
-    return x, largest, mean.div_(x.shape[1])
+        torch.maximum(li, scaled.amax(1, keepdim=True), out=li)
+        ti.add_(scaled.sum(1, keepdim=True))
+    return x, largest, (total / x.shape[1]).to(x.dtype)
 
 
 def _part(x: Tensor, groups: int) -> Tensor:
@@ -168,25 +168,42 @@ class _AddStrips(torch.autograd.Function):
         return rows * dy.shape[3], columns * dy.shape[2]
 
 
+def _add_shares(gradient: Gradient, share: Tensor) -> Tensor:
+    for piece, own in gradient.walk(share):
+        piece.add_(own)
+    return gradient.total
+
+
 class _Mean(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
+        ctx.owed = None
         ctx.save_for_backward(x)
         return x, x.mean((2, 3), keepdim=True)
 
     @staticmethod
     def backward(ctx: Any, dx: Tensor | None, dmean: Tensor | None) -> Tensor | None:
+        (x,) = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return differentiate(_plain_mean, ctx.saved_tensors, (dx, dmean))[0]
-        dx = torch.zeros_like(ctx.saved_tensors[0]) if dx is None else dx
-        return dx if dmean is None else dx.add_(dmean / (dx.shape[2] * dx.shape[3]))
+            return differentiate(_plain_mean, (x,), (dx, dmean))[0]
+        gradient = Gradient(ctx, dx, x)
+        if dmean is None:
+            return gradient.settle()
+        share = dmean / math.prod(x.shape[2:])
+        owed = gradient.owed
+        if owed is not None and owed.write is torch.mul:
+            dy, _, (scale,) = owed
+            if is_affine(scale, dy, gradient.total):
+                return scale_and_shift(dy, scale, share, out=gradient.total)
+        return _add_shares(gradient, share)
 
 
 class _MeanMax(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         ctx.set_materialize_grads(False)
+        ctx.owed = None
         parts = [(part.mean((2, 3), keepdim=True), *_argmax(part)) for (part,) in cut(x)]
         mean, largest, place = (torch.cat(column) for column in zip(*parts, strict=True))
         ctx.save_for_backward(x, place)
@@ -198,9 +215,10 @@ class _MeanMax(torch.autograd.Function):
         if torch.is_grad_enabled():
             return differentiate(_plain_mean_max, (x,), grads)[0]
         dx, dmean, dlargest = grads
-        dx = torch.zeros_like(x) if dx is None else dx
+        gradient = Gradient(ctx, dx, x)
         if dmean is not None:
-            dx.add_(dmean / (x.shape[2] * x.shape[3]))
+            _add_shares(gradient, dmean / math.prod(x.shape[2:]))
+        dx = gradient.settle()
         if dlargest is not None:
             dx.view(*x.shape[:2], -1).scatter_add_(2, place, dlargest[..., 0])
         return dx
@@ -227,6 +245,7 @@ class _ChannelPool(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, gate: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         ctx.set_materialize_grads(False)
+        ctx.owed = None
         largest, mean = (x.new_empty(x.shape[0], 1, *x.shape[2:]) for _ in range(2))
         place = torch.empty_like(mean, dtype=torch.int64)
         for xi, ci, li, pi, mi in cut(x, gate, largest, place, mean):
@@ -244,20 +263,15 @@ class _ChannelPool(torch.autograd.Function):
             found = differentiate(_plain_channels, (x, gate), grads)
             return found[0], found[1]
         dx, dlargest, dmean = grads
-        dx = torch.zeros_like(x) if dx is None else dx
-        dgate = torch.zeros_like(gate)
+        gradient, dgate = Gradient(ctx, dx, x), torch.zeros_like(gate)
         if dmean is not None:
-            _add_outer(dx, gate, dmean / x.shape[1], x, dgate)
+            for dxi, ci, dmi, xi, dci in gradient.walk(gate, dmean / x.shape[1], x, dgate):
+                dxi.addcmul_(ci, dmi)
+                dci.add_(sum_positions(xi, dmi))
+        dx = gradient.settle()
         if dlargest is not None:
             flat = place.flatten(2)[:, 0]
             values = (dlargest.flatten(1) * x.gather(1, place).flatten(1), gate.flatten(1))
             dgate.flatten(1).scatter_add_(1, flat, values[0])
             dx.scatter_add_(1, place, dlargest * gate.flatten(1).gather(1, flat).view_as(place))
         return dx, dgate
-
-
-def _add_outer(dx: Tensor, gate: Tensor, dmean: Tensor, x: Tensor, dgate: Tensor) -> None:
-    """Add ``gate * dmean`` to ``dx`` and the positions' sum of ``x * dmean`` to ``dgate``."""
-    for dxi, ci, dmi, xi, dci in cut(dx, gate, dmean, x, dgate):
-        dxi.addcmul_(ci, dmi)
-        dci.add_(sum_positions(xi, dmi))

@@ -1,6 +1,6 @@
 """Weigh the channels or the positions of a map that goes on, and add the gradient in place.
 
-The map passes through as in ``torchplug.kernels.pools``. A convolution to few channels reads a map
+The map passes as ``torchplug.kernels.passing`` tells. A convolution to few channels reads a map
 and its backward pass writes one, which PyTorch then adds to the rest; here it is added at once.
 """
 
@@ -22,6 +22,7 @@ from torchplug.kernels.eager import (
     sum_positions,
     to_fast_layout,
 )
+from torchplug.kernels.passing import Gradient
 from torchplug.kernels.pools import pool_positions
 
 FEWEST, SMALLEST_NARROW = 2, 1 << 12
@@ -174,6 +175,7 @@ class _Project(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
+        ctx.owed = None
         ctx.save_for_backward(x, weight, *([] if bias is None else [bias]))
         return x, F.conv2d(x, weight, bias)
 
@@ -183,22 +185,23 @@ class _Project(torch.autograd.Function):
         if torch.is_grad_enabled():
             return (*differentiate(_plain_project, saved, (dx, dy)), None)[:3]
         x, weight = saved[:2]
-        dx = torch.zeros_like(x) if dx is None else dx
+        gradient = Gradient(ctx, dx, x)
         if dy is None:
-            return dx, None, None
+            return gradient.settle(), None, None
         row = weight.view(1, -1, 1, 1)
         dweight = torch.zeros_like(weight)
-        for dxi, dyi, xi in cut(dx, dy, x):
+        for dxi, dyi, xi in gradient.walk(dy, x):
             dxi.addcmul_(row, dyi)
             dweight += sum_positions(xi, dyi).sum(0, keepdim=True)
         bias = dy.sum((0, 2, 3)) if len(saved) > 2 else None
-        return dx, dweight, bias
+        return gradient.total, dweight, bias
 
 
 class _PoolProject(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         ctx.set_materialize_grads(False)
+        ctx.owed = None
         ctx.save_for_backward(*inputs)
         return _pool_project(*inputs)
 
@@ -208,7 +211,7 @@ class _PoolProject(torch.autograd.Function):
         if torch.is_grad_enabled():
             return differentiate(_plain_pool_project, saved, grads)
         dx, dmean, dy = grads
-        dx = torch.zeros_like(x) if dx is None else dx
+        gradient = Gradient(ctx, dx, x)
         n, c, k = x.shape[0], x.shape[1], len(weight)
         dmean = x.new_zeros(n, c, 1, 1) if dmean is None else dmean
         dy = x.new_zeros(n, k, *x.shape[2:]) if dy is None else dy
@@ -217,15 +220,17 @@ class _PoolProject(torch.autograd.Function):
             shares = (dmean / (x.shape[2] * x.shape[3])).view(n, 1, c)
             matrix = torch.cat([weight.view(1, k, c).expand(n, -1, -1), shares], 1)
             rows = F.pad(dy, (0, 0, 0, 0, 0, 1), value=1.0).flatten(2)
-            dx.view(n, c, -1).baddbmm_(matrix.mT, rows)
+            for dxi, mi, ri in gradient.walk(matrix, rows):
+                dxi.view(len(dxi), c, -1).baddbmm_(mi.mT, ri)
             dmatrix = (dy.flatten(2) @ x.flatten(2).mT).sum(0)
-        return dx, dmatrix.view_as(weight), dy.sum((0, 2, 3))
+        return gradient.total, dmatrix.view_as(weight), dy.sum((0, 2, 3))
 
 
 class _Weighted(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
+        ctx.owed = None
         ctx.save_for_backward(x, weights)
         return _plain_weighted(x, weights)
 
@@ -234,13 +239,13 @@ class _Weighted(torch.autograd.Function):
         x, weights = ctx.saved_tensors
         if torch.is_grad_enabled():
             return differentiate(_plain_weighted, (x, weights), (dx, dsum))
-        dx = torch.zeros_like(x) if dx is None else dx
+        gradient = Gradient(ctx, dx, x)
         dweights = torch.zeros_like(weights)
         if dsum is None:
-            return dx, dweights
+            return gradient.settle(), dweights
         maps = weights.view(len(x), 1, *x.shape[2:])
         with torch.autocast(x.device.type, enabled=False):
-            for dxi, dsi, mi, xi, dwi in cut(dx, dsum, maps, x, dweights):
+            for dxi, dsi, mi, xi, dwi in gradient.walk(dsum, maps, x, dweights):
                 dxi.addcmul_(dsi, mi)
                 dwi.copy_(dsi.flatten(2).mT @ xi.flatten(2))
-        return dx, dweights
+        return gradient.total, dweights
