@@ -60,7 +60,7 @@ def pool_and_project(conv: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor
     """
     # products of matrices lose in other layouts and in half precision
     if _is_pointwise(conv) and x.is_contiguous() and x.dtype in (torch.float32, torch.float64):
-        if is_fused(x):
+        if is_fused(x) and conv.out_channels > 1:
             return _plain_pool_project(x, conv.weight, conv.bias)
         if _is_walkable(x, conv):
             bias = conv.weight.new_zeros(len(conv.weight)) if conv.bias is None else conv.bias

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from torchplug.card import Card, CheckpointFormat, Paper, Place, Sample
-from torchplug.kernels import Rule, apply_gate, apply_gates, project
+from torchplug.kernels import Rule, apply_gate, apply_gates, pool_and_project, project
 from torchplug.modules.squeeze_excite import SqueezeExcite
 from torchplug.nn import check_choice, linear_to_conv
 
@@ -142,9 +142,9 @@ class ConcurrentSE(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x`` scaled by both gates at once."""
-        x, channel = self.channel.pass_with_gate(x)
-        x, spatial = self.spatial.pass_with_gate(x)
-        return apply_gates(x, channel, spatial, _RULES[self.fusion])
+        x, mean, scores = pool_and_project(self.spatial.squeeze, x)
+        gates = self.channel.find_gate_of(mean), self.spatial.gate(scores)
+        return apply_gates(x, *gates, _RULES[self.fusion])
 
     def extra_repr(self) -> str:
         """Name the resolved widths."""

@@ -83,16 +83,16 @@ class SqueezeExcite(nn.Module):
 
     def find_gate(self, x: Tensor) -> Tensor:
         """Return the gate of each channel, ``(N, C, 1, 1)``, between 0 and 1."""
-        return self.pass_with_gate(x)[1]
+        return self.find_gate_of(pool_positions(x)[1])
 
-    def pass_with_gate(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return ``x``, to be scaled by operators of ``torchplug.kernels``, and its gate."""
-        x, squeezed = pool_positions(x)
-        return x, self.gate(self.expand(self.act(self.reduce(squeezed))))
+    def find_gate_of(self, mean: Tensor) -> Tensor:
+        """Return the gate that follows from the mean of each channel, both ``(N, C, 1, 1)``."""
+        return self.gate(self.expand(self.act(self.reduce(mean))))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x`` with every channel scaled by its gate."""
-        return apply_gate(*self.pass_with_gate(x))
+        x, mean = pool_positions(x)
+        return apply_gate(x, self.find_gate_of(mean))
 
     def extra_repr(self) -> str:
         """Name the resolved widths."""
