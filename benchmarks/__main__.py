@@ -67,6 +67,7 @@ def main() -> int:
         "command": "python -m benchmarks " + " ".join(sys.argv[1:]),
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "environment": describe_environment(options.device),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "threads": options.threads,
     }
     result = load_result(options.store) if options.merge else {**run, "records": []}
@@ -76,7 +77,7 @@ def main() -> int:
     for row, dtype, layout in itertools.product(rows, options.dtype, options.layout):
         for record in measure_row(row, dtype, layout, options):
             print_record(record)
-            insert_record(result["records"], record)
+            insert_record(result["records"], record | {"run": len(result.get("later", []))})
         if options.store is not None:  # what is measured stays, whatever comes after
             options.store.parent.mkdir(parents=True, exist_ok=True)
             options.store.write_text(json.dumps(result, indent=1) + "\n")

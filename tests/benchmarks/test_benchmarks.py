@@ -85,6 +85,7 @@ def test_a_run_stores_times_memory_and_what_it_ran_on(tmp_path: Path) -> None:
     for record in result["records"]:
         assert {"ours", "plain"} <= record["times"].keys()
         assert record["floor_ms"] > 0
+        assert record["run"] == 0
         ratio = find_ratio(record)
         assert ratio is not None
         assert ratio > 0

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
 
 LOOKS = (3, 5, 8, 10, 15)
 LEVEL = 0.95
@@ -22,6 +21,8 @@ def is_futile(gains: Sequence[float], margin: float) -> bool:
     count = len(gains)
     if count not in LOOKS and not (count > LOOKS[-1] and count % 5 == 0):
         return False
+    from scipy import stats  # as in statistics: trials do not need it
+
     values = np.asarray(gains, dtype=float)
     error = values.std(ddof=1) / count**0.5
     reach = float(stats.t.ppf(LEVEL, count - 1))

@@ -4,9 +4,9 @@ import math
 import warnings
 from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 import numpy as np
-from statsmodels.stats.power import TTestPower
 
 ALPHA = 0.05
 POWER = 0.8
@@ -49,14 +49,20 @@ def find_power(effects: Sequence[float], seeds: int, family: int, deviation: flo
     """
     if deviation < _ZERO:
         return [float(effect != 0) for effect in effects]
-    solver = TTestPower()
+    solver = _make_solver()
     level = ALPHA / family
     return [float(solver.power(abs(e) / deviation, seeds, level)) for e in effects]
+
+
+def _make_solver() -> Any:
+    from statsmodels.stats.power import TTestPower  # takes a second, and trials do not need it
+
+    return TTestPower()
 
 
 @cache  # of a hundred variants all ask the same
 def _solve(**known: float) -> float:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the solver tells of its trial values
-        value = TTestPower().solve_power(power=POWER, alternative="two-sided", **known)
+        value = _make_solver().solve_power(power=POWER, alternative="two-sided", **known)
     return float(np.ravel(value)[0])

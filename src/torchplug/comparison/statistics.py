@@ -4,6 +4,8 @@ A seed is a block: it fixes initial weights, order and augmentation for all vari
 analyzed are the differences within seeds. The mean paired difference has a t interval; the exact
 sign-flip permutation test is its check; Holm's method corrects over the family of variants. A
 bootstrap over seeds never decides: with three to five seeds its intervals are far too short.
+
+Both libraries are imported where they are used: they take two seconds, and trials need neither.
 """
 
 import math
@@ -13,8 +15,6 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
-from statsmodels.stats.weightstats import ttost_paired
 
 from torchplug.comparison.planning import ALPHA, minimum_detectable, seeds_for
 
@@ -90,6 +90,8 @@ def mean_interval(values: Sequence[float], level: float = 1 - ALPHA) -> Interval
     >>> round(interval.low, 2), round(interval.high, 2)
     (96.52, 101.48)
     """
+    from scipy import stats
+
     array = np.asarray(values, dtype=float)
     error = array.std(ddof=1) / math.sqrt(len(array))
     reach = float(stats.t.ppf(0.5 + level / 2, len(array) - 1) * error)
@@ -144,6 +146,8 @@ def compare_variants(
 
 def t_test(differences: Array) -> float:
     """Return p of the paired t test; equal differences in all seeds are certain."""
+    from scipy import stats
+
     if _is_constant(differences):
         return 1.0 if abs(differences[0]) < 1e-12 else 0.0
     return float(stats.ttest_1samp(differences, 0.0).pvalue)
@@ -160,6 +164,8 @@ def flip_test(differences: Array) -> float:
     count = len(differences)
     if count > _EXACT_SEEDS:
         return _draw_flips(differences)
+    from scipy import stats
+
     result = stats.permutation_test(
         (differences, np.zeros(count)),
         lambda x, y, axis: np.mean(x - y, axis=axis),
@@ -194,6 +200,8 @@ def equivalence_test(differences: Array, margin: float) -> float:
     if _is_constant(differences):
         # without spread there is no t test: what is left is that every seed lies within
         return 0.5 ** len(differences) if abs(differences[0]) < margin else 1.0
+    from statsmodels.stats.weightstats import ttost_paired
+
     p, _, _ = ttost_paired(differences, np.zeros(len(differences)), -margin, margin)
     return float(p)
 

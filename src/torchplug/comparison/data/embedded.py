@@ -5,7 +5,6 @@ import hashlib
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.datasets import load_digits
 
 from torchplug.comparison.data.canvases import SIDE, Scene, draw_scenes
 from torchplug.comparison.data.dividing import divide
@@ -42,6 +41,8 @@ def list_digits(task: TaskName) -> Listing:
 
 
 def _list_scans() -> Listing:
+    from sklearn.datasets import load_digits  # half a second that other data need not pay
+
     digits = load_digits()
     # ink is counted from 0 to 16; bytes are what images are
     images = np.round(digits.images * (255 / 16)).astype(np.uint8)
