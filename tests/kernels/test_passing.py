@@ -1,5 +1,8 @@
 """Who writes the gradient of a map that was handed on, in graphs that are used unusually."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import Tensor
@@ -66,3 +69,15 @@ def test_what_was_not_written_is_not_kept() -> None:
     apply_gate(y, mean.sigmoid()).sum().backward()
     assert node is not None
     assert node.owed is None
+
+
+def test_a_graph_that_was_used_in_part_is_freed() -> None:
+    x = draw(1, 4, 3, 3)
+    y, mean = pool_positions(x)
+    gate = mean.sigmoid()
+    scaled = apply_gate(y, gate)
+    torch.autograd.grad(scaled.sum(), gate)
+    seen = weakref.ref(gate)
+    del y, mean, gate, scaled
+    gc.collect()
+    assert seen() is None

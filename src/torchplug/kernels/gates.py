@@ -143,7 +143,7 @@ class _Gating(torch.autograd.Function):
         sums = [torch.zeros_like(gate, dtype=_sum_type(gate)) for gate in saved[1 : ctx.inputs]]
         passing, dx = ctx.passing, dy if ctx.passing else torch.empty_like(x)
         if passing:
-            passing.owed = Owed(dy, how.spread, tuple(others))
+            passing.owed = Owed(dy, how.spread, tuple(each.detach() for each in others))
         if not (passing and how.share_whole(dy, *saved, *sums)):
             for dyi, xi, dxi, *rest in how.walk(dy, x, dx, *others, *sums):
                 how.share(torch.empty_like(xi) if passing else dxi, dyi, xi, *rest)

@@ -29,6 +29,7 @@ class Owed(NamedTuple):
     """Takes a piece of ``dy`` and of ``tensors``, and ``out``, a piece of the gradient."""
 
     tensors: tuple[Tensor, ...]
+    """Without graphs: theirs leads back to the node that keeps them."""
 
 
 def claim(x: Tensor) -> Any:
