@@ -8,9 +8,12 @@ import pickle
 import pytest
 import torch
 from safetensors.torch import load, save
+from torch import nn
+from torch.nn.utils import prune
 
 from tests.contract.cases import CARDS, SAMPLES, build, draw_inputs, relative_error, sample_id
 from torchplug.card import Card, Sample
+from torchplug.kernels import eager
 
 FORBIDDEN_NAMES = {"i", "f", "np", "type"}  # ultralytics writes these on every layer
 
@@ -83,6 +86,23 @@ def test_autocast_follows_full_precision(card: Card, sample: Sample) -> None:
 
 
 @each_sample
+@pytest.mark.parametrize("smallest", [eager.SMALLEST, 0], ids=["plain", "by pieces"])
+def test_training_under_autocast_follows_full_precision(
+    card: Card, sample: Sample, smallest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(eager, "SMALLEST", smallest)
+    module = build(card, sample, dtype=torch.float32)
+    inputs = [x.requires_grad_() for x in draw_inputs(sample, dtype=torch.float32)]
+    wanted = torch.autograd.grad(module(*inputs).square().sum(), inputs)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = module(*inputs)
+    found = torch.autograd.grad(output.float().square().sum(), inputs)
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert ours.dtype == torch.float32
+        assert relative_error(ours, theirs) < 0.15
+
+
+@each_sample
 def test_bfloat16_follows_full_precision(card: Card, sample: Sample) -> None:
     module = build(card, sample, dtype=torch.float32)
     inputs = draw_inputs(sample, dtype=torch.float32)
@@ -98,6 +118,40 @@ def test_gradients_are_those_of_finite_differences(card: Card, sample: Sample) -
     drawn = draw_inputs(sample)
     inputs = tuple(x[:1, :, :4, :5].contiguous().requires_grad_() for x in drawn)
     assert torch.autograd.gradcheck(module, inputs, fast_mode=True)
+
+
+@each_sample
+def test_gradients_can_be_differentiated_again(card: Card, sample: Sample) -> None:
+    if "Hardsigmoid" in repr(sample.options):
+        pytest.skip("torch has no derivative of the gradient of a hard sigmoid")
+    module = build(card, sample)
+    inputs = [x[:1, :, :4, :5].contiguous().requires_grad_() for x in draw_inputs(sample)]
+    ways = [torch.randn_like(x) for x in inputs]
+
+    def slope(step: float, *, graph: bool = False) -> torch.Tensor:
+        """The derivative along the ways, a step along them."""
+        moved = [x + step * way for x, way in zip(inputs, ways, strict=True)]
+        grads = torch.autograd.grad(module(*moved).square().sum(), moved, create_graph=graph)
+        return sum((g * way).sum() for g, way in zip(grads, ways, strict=True))
+
+    seconds = torch.autograd.grad(slope(0.0, graph=True), inputs)
+    found = sum((s * way).sum() for s, way in zip(seconds, ways, strict=True))
+    wanted = (slope(1e-6) - slope(-1e-6)) / 2e-6
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+@each_sample
+def test_pruning_reaches_every_convolution(card: Card, sample: Sample) -> None:
+    module, inputs = build(card, sample), draw_inputs(sample)
+    convs = [m for m in module.modules() if isinstance(m, nn.Conv1d | nn.Conv2d)]
+    for conv in convs:
+        prune.l1_unstructured(conv, "weight", 0.5)
+    for _ in range(2):  # its graph is made anew by each call
+        module(*inputs).sum().backward()
+    pruned = module(*inputs)
+    for conv in convs:
+        prune.remove(conv, "weight")
+    assert relative_error(module(*inputs), pruned) < 1e-12
 
 
 @each_sample

@@ -1,6 +1,7 @@
 """The operators by pieces against their plain twins, and against finite differences."""
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -279,3 +280,14 @@ def test_inputs_and_gradients_of_others_are_not_written_to(by_pieces: None) -> N
         assert x.grad is not None
         assert doubled.grad is not None
         torch.testing.assert_close(x.grad, 2 * doubled.grad)
+
+
+def test_maps_laid_out_in_any_order_have_gradients(by_pieces: None) -> None:
+    x = torch.randn(2, 4, 6, 8, dtype=torch.float64).mT.requires_grad_()
+    for pool in (pool_positions, partial(pool_positions, maximum=True)):
+        results = pass_on(*pool(x))
+        found = torch.autograd.grad([r.square().sum() for r in results], x)[0]
+        copy = x.detach().contiguous().requires_grad_()
+        results = pass_on(*pool(copy))
+        wanted = torch.autograd.grad([r.square().sum() for r in results], copy)[0]
+        torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)

@@ -81,3 +81,13 @@ def test_a_graph_that_was_used_in_part_is_freed() -> None:
     del y, mean, gate, scaled
     gc.collect()
     assert seen() is None
+
+
+def test_what_is_owed_is_forgotten_with_its_backward_pass() -> None:
+    """The map's later use may be left out of a pass in which another use is not."""
+    x, gate = draw(1, 4, 3, 3), draw(1, 4, 1, 1)
+    y, mean = pool_positions(x)
+    scaled, other = apply_gate(y, gate * mean), y.square().sum()
+    torch.autograd.grad(scaled.sum(), gate, retain_graph=True)
+    (found,) = torch.autograd.grad(other, x)
+    torch.testing.assert_close(found, 2 * x)

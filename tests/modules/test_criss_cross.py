@@ -97,3 +97,7 @@ def test_autocast_keeps_the_type_of_the_map() -> None:
 def test_impossible_options_are_refused(options: dict[str, int], text: str) -> None:
     with pytest.raises(ValueError, match=text):
         CrissCross(16, **options)
+
+
+def test_an_empty_batch_passes() -> None:
+    assert CrissCross(16)(torch.randn(0, 16, 4, 5)).shape == (0, 16, 4, 5)

@@ -99,3 +99,10 @@ def test_layer_choices_reach_both_gates() -> None:
     one_after_the_other = tp.CBAM(32, gate_layer=nn.Hardsigmoid)
     assert isinstance(one_after_the_other.channel.gate, nn.Hardsigmoid)
     assert isinstance(one_after_the_other.spatial.gate, nn.Hardsigmoid)
+
+
+def test_a_group_of_one_value_is_refused_with_the_way_out() -> None:
+    norm = partial(nn.GroupNorm, 1)
+    with pytest.raises(ValueError, match=r"2 values: got 1 groups of 1 channels.*reduction="):
+        tp.BAM(16, norm_layer=norm)(torch.randn(1, 16, 7, 7))
+    assert tp.BAM(16, reduction=8, norm_layer=norm)(torch.randn(1, 16, 7, 7)).isfinite().all()

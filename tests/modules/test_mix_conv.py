@@ -9,6 +9,20 @@ from tests.oracles.mix_conv import reference
 from torchplug import MixConv, UsageError
 
 
+@pytest.mark.parametrize(("kernel_sizes", "stride"), [((1, 3), 2), ((3, 5), 4), ((3, 7), 3)])
+def test_a_merge_is_exact_at_every_size_or_refused(kernel_sizes: object, stride: int) -> None:
+    """TensorFlow's padding depends on the size, and pads a small kernel less than its frame."""
+    block = MixConv(4, kernel_sizes=kernel_sizes, stride=stride, padding="same").double().eval()
+    if min(block.kernel_sizes) < stride:
+        with pytest.raises(ValueError, match=f"at least as large as a stride.*stride={stride}"):
+            block.merge()
+        return
+    merged = block.merge()
+    for side in range(5, 14):
+        x = torch.randn(1, 4, side, side + 1, dtype=torch.float64)
+        assert relative_error(merged(x), block(x)) < 1e-12
+
+
 def widths(*args: int, **options: object) -> tuple[int, ...]:
     block = MixConv(*args, **options, device="meta")
     return tuple(branch.out_channels for branch in block.branches)

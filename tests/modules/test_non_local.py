@@ -132,3 +132,33 @@ def test_attention_keeps_no_map_of_all_pairs_for_backward() -> None:
 def test_impossible_options_are_refused(options: dict[str, object], text: str) -> None:
     with pytest.raises(ValueError, match=text):
         NonLocal(8, **options)
+
+
+def test_a_sequence_of_any_length_can_be_exported() -> None:
+    block = NonLocal(6, dimension=1).double().eval()
+    nn.init.ones_(block.norm.weight)
+    dynamic = torch.export.Dim.DYNAMIC
+    x = torch.randn(2, 6, 11, dtype=torch.float64)
+    program = torch.export.export(block, (x,), dynamic_shapes=({0: dynamic, 2: dynamic},))
+    longer = torch.randn(3, 6, 18, dtype=torch.float64)
+    assert relative_error(program.module()(longer), block(longer)) < 1e-12
+
+
+def test_forward_derivatives_go_through_the_attention() -> None:
+    block = NonLocal(6).double().eval()
+    nn.init.ones_(block.norm.weight)
+    x, way = torch.randn(2, 2, 6, 5, 4, dtype=torch.float64)
+    _, found = torch.func.jvp(block, (x,), (way,))
+    wanted = (block(x + 1e-6 * way) - block(x - 1e-6 * way)) / 2e-6
+    assert relative_error(found, wanted) < 1e-6
+
+
+@pytest.mark.parametrize("dimension", [1, 2, 3])
+def test_a_projection_with_a_hook_is_called(dimension: int) -> None:
+    block = NonLocal(6, dimension=dimension, pairwise="concatenation").double().eval()
+    nn.init.ones_(block.norm.weight)
+    x, calls = torch.randn(2, 6, *(4, 5, 3)[:dimension], dtype=torch.float64), []
+    expected = block(x)
+    block.project.register_forward_hook(lambda *_: calls.append(1))
+    assert relative_error(block(x), expected) < 1e-12
+    assert calls == [1]

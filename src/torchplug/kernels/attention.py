@@ -5,10 +5,15 @@ blocks is converted (python -m benchmarks nl): there the weights of some rows at
 plain products. A map of all pairs of positions is kept for the way back only where it is small.
 """
 
+import functools
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
+
+from torchplug.kernels.eager import differentiate, is_free, is_transformed, learns
 
 ROOM = 1 << 26
 """Bytes of the weights of all pairs below which they are kept for the backward pass."""
@@ -30,11 +35,39 @@ def attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     >>> attend(rows, rows, rows, 1.0).unique()
     tensor([1.])
     """
+    if is_transformed():  # the fused operators know no forward derivatives
+        return _attend_plainly(query, key, value, scale)
     if _loses_by_fusing(query):
         return _attend_by_rows(query, key, value, scale)
     # one head; the fused operators take rows without gaps only
-    query, key, value = (rows[:, None].contiguous() for rows in (query, key, value))
-    return F.scaled_dot_product_attention(query, key, value, scale=scale)[:, 0]
+    q, k, v = (rows[:, None].contiguous() for rows in (query, key, value))
+    if learns(q, k, v) and is_free(q) and q.shape[-1] == v.shape[-1] and q.numel():
+        return _Fused.apply(q, k, v, scale)[:, 0]
+    return F.scaled_dot_product_attention(q, k, v, scale=scale)[:, 0]
+
+
+class _Fused(torch.autograd.Function):
+    """The fused operator of processors, whose backward pass can be differentiated again."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        ctx.scale = scale
+        out, logsum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            query, key, value, scale=scale
+        )
+        ctx.save_for_backward(query, key, value, out, logsum)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, out, logsum = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            plain = functools.partial(_attend_plainly, scale=ctx.scale)
+            return *differentiate(plain, (query, key, value), (dy,)), None
+        found = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            dy.contiguous(), query, key, value, out, logsum, 0.0, False, scale=ctx.scale
+        )
+        return *found, None
 
 
 def _loses_by_fusing(query: Tensor) -> bool:
@@ -44,12 +77,12 @@ def _loses_by_fusing(query: Tensor) -> bool:
 
 def _attend_by_rows(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     pairs = query.shape[0] * query.shape[1] * key.shape[1]
-    learns = torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value))
-    if learns and pairs * query.element_size() <= ROOM:
+    learning = learns(query, key, value)
+    if learning and pairs * query.element_size() <= ROOM:
         return _attend_plainly(query, key, value, scale)
     step = max(BLOCK // max(query.shape[0] * key.shape[1], 1), 1)
     blocks = torch.split(query, step, 1)
-    if not learns:
+    if not learning:
         return torch.cat([_attend_plainly(rows, key, value, scale) for rows in blocks], 1)
     done = [  # the weights of a block are made again on the way back
         checkpoint(_attend_plainly, rows, key, value, scale, use_reentrant=False) for rows in blocks

@@ -27,7 +27,7 @@ from torchplug.kernels.eager import (
     learns,
     sum_positions,
 )
-from torchplug.kernels.passing import Owed, claim
+from torchplug.kernels.passing import claim, owe
 
 _LOG2E = math.log2(math.e)
 
@@ -143,7 +143,7 @@ class _Gating(torch.autograd.Function):
         sums = [torch.zeros_like(gate, dtype=_sum_type(gate)) for gate in saved[1 : ctx.inputs]]
         passing, dx = ctx.passing, dy if ctx.passing else torch.empty_like(x)
         if passing:
-            passing.owed = Owed(dy, how.spread, tuple(each.detach() for each in others))
+            owe(passing, dy, how.spread, others)
         if not (passing and how.share_whole(dy, *saved, *sums)):
             for dyi, xi, dxi, *rest in how.walk(dy, x, dx, *others, *sums):
                 how.share(torch.empty_like(xi) if passing else dxi, dyi, xi, *rest)

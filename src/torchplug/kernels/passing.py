@@ -10,7 +10,7 @@ The map that is handed on must go to an operator of this package or to modules b
 is the gradient that is written to.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -31,11 +31,21 @@ class Owed(NamedTuple):
     tensors: tuple[Tensor, ...]
     """Without graphs: theirs leads back to the node that keeps them."""
 
+    task: int
+    """The backward pass that it is owed in."""
+
+
+def owe(node: Any, dy: Tensor, write: Callable[..., object], tensors: Sequence[Tensor]) -> None:
+    """Leave it to ``node`` to write the gradient of the map that it handed on, in this pass."""
+    pieces = tuple(tensor.detach() for tensor in tensors)
+    node.owed = Owed(dy, write, pieces, torch._C._current_graph_task_id())
+
 
 def claim(x: Tensor) -> Any:
     """Return the node that handed ``x`` on, for the first who asks, or None.
 
-    In a backward pass its ``owed`` may be set, and ``owed.dy`` returned as the gradient of ``x``.
+    In a backward pass the one who has it may ``owe`` it a gradient ``dy``, and must return ``dy``
+    as the gradient of ``x``.
     """
     node: Any = x.grad_fn
     if not hasattr(node, "owed") or x.output_nr or hasattr(node, "claimed"):
@@ -55,6 +65,8 @@ class Gradient:
 
     def __init__(self, node: Any, dx: Tensor | None, like: Tensor) -> None:
         owed, node.owed = node.owed, None
+        if owed is not None and owed.task != torch._C._current_graph_task_id():
+            owed = None  # of a pass in which nobody asked for the map's gradient
         self.owed: Owed | None = None if dx is None else owed
         if dx is None:
             self.total = torch.zeros_like(like)

@@ -193,9 +193,9 @@ class _Mean(torch.autograd.Function):
         share = dmean / math.prod(x.shape[2:])
         owed = gradient.owed
         if owed is not None and owed.write is torch.mul:
-            dy, _, (scale,) = owed
-            if is_affine(scale, dy, gradient.total):
-                return scale_and_shift(dy, scale, share, out=gradient.total)
+            scale = owed.tensors[0]
+            if is_affine(scale, owed.dy, gradient.total):
+                return scale_and_shift(owed.dy, scale, share, out=gradient.total)
         return _add_shares(gradient, share)
 
 
@@ -220,7 +220,10 @@ class _MeanMax(torch.autograd.Function):
             _add_shares(gradient, dmean / math.prod(x.shape[2:]))
         dx = gradient.settle()
         if dlargest is not None:
-            dx.view(*x.shape[:2], -1).scatter_add_(2, place, dlargest[..., 0])
+            n, c, _, width = x.shape
+            samples, channels = torch.arange(n).view(n, 1), torch.arange(c)
+            rows, columns = place[..., 0] // width, place[..., 0] % width
+            dx[samples, channels, rows, columns] += dlargest.view(n, c)
         return dx
 
 

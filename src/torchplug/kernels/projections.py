@@ -10,7 +10,6 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrize
 
 from torchplug.kernels.eager import (
     cut,
@@ -24,6 +23,7 @@ from torchplug.kernels.eager import (
 )
 from torchplug.kernels.passing import Gradient
 from torchplug.kernels.pools import pool_positions
+from torchplug.nn import is_bare_conv
 
 FEWEST, SMALLEST_NARROW = 2, 1 << 12
 """Samples, and positions of all of them, from which on samples gain in the place of channels."""
@@ -117,15 +117,7 @@ def pool_weighted(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
 
 def _is_bare(conv: nn.Module) -> TypeGuard[nn.Conv2d]:
     """Tell whether calling ``conv`` is a convolution by its own weight and nothing more."""
-    hooks = (
-        conv._forward_hooks,
-        conv._forward_pre_hooks,
-        conv._backward_hooks,
-        conv._backward_pre_hooks,
-    )
-    if type(conv) is not nn.Conv2d or any(hooks) or parametrize.is_parametrized(conv):
-        return False
-    return conv.padding_mode == "zeros" and "forward" not in vars(conv)
+    return type(conv) is nn.Conv2d and is_bare_conv(conv)
 
 
 def _is_pointwise(conv: nn.Module) -> TypeGuard[nn.Conv2d]:
@@ -246,6 +238,7 @@ class _Weighted(torch.autograd.Function):
         dweights = torch.zeros_like(weights)
         if dsum is None:
             return gradient.settle(), dweights
+        dsum = dsum.to(x.dtype)  # of half precision under autocast
         maps = weights.view(len(x), 1, *x.shape[2:])
         with torch.autocast(x.device.type, enabled=False):
             for dxi, dsi, mi, xi, dwi in gradient.walk(dsum, maps, x, dweights):

@@ -38,9 +38,12 @@ from torchplug.nn import (
     NormLayer,
     check_batch,
     check_choice,
+    check_fraction,
     check_odd,
     check_positive,
     conv_upsampled,
+    is_bare,
+    is_bare_conv,
     rename_matches,
     reset_layers,
 )
@@ -149,6 +152,7 @@ class ASPP(nn.Module):
         check_odd("kernel_size", kernel_size)
         hidden = _branch_width(out_channels, hidden_channels)
         check_positive({"in_channels": in_channels, "hidden_channels": hidden})
+        check_fraction("dropout", dropout)
         check_positive({f"rates[{index}]": rate for index, rate in enumerate(rates)})
         self.in_channels, self.hidden_channels, self.rates = in_channels, hidden, tuple(rates)
         layers: dict[str, Any] = {
@@ -178,10 +182,11 @@ class ASPP(nn.Module):
         """Return what the branches and the whole image say together."""
         maps = [branch(x) for branch in self.branches]
         image = None if self.image is None else self._see_image(x, self.image)
-        if self.project is None:
+        if self.project is None or not (is_bare(self.project) and is_bare_conv(self.project.conv)):
             if image is not None:
                 maps.insert(0, torch.zeros_like(maps[0]) + image)  # in the branches' layout
-            return torch.cat(maps, 1)
+            y = torch.cat(maps, 1)
+            return y if self.project is None else self.dropout(self.project(y))
         conv = self.project.conv
         weight = conv.weight.tensor_split([-len(maps) * self.hidden_channels], 1)
         padding = conv.kernel_size[0] // 2

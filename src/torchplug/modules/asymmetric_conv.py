@@ -14,16 +14,26 @@ column ignores it; a norm without weights can be merged, which their code cannot
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from torchplug.card import Card, CheckpointFormat, Paper, Place, Sample
-from torchplug.nn import affine_of, check_divisible, check_odd, replace_weights, reset_layers
+from torchplug.errors import explain
+from torchplug.nn import (
+    affine_of,
+    check_choice,
+    check_divisible,
+    check_natural,
+    check_odd,
+    check_positive,
+    replace_weights,
+    reset_layers,
+)
 
 NormLayer = Callable[..., nn.Module]
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
@@ -84,7 +94,7 @@ class AsymmetricConv(nn.Module):
         groups: int = 1,
         padding_mode: PaddingMode = "zeros",
         norm_layer: NormLayer = nn.BatchNorm2d,
-        gammas: tuple[float, float, float] = (1.0, 1.0, 1.0),
+        gammas: Sequence[float] = (1.0, 1.0, 1.0),
         device: Any = None,
         dtype: Any = None,
     ) -> None:
@@ -92,10 +102,16 @@ class AsymmetricConv(nn.Module):
         check_odd("kernel_size", kernel_size)
         widths = {"in_channels": in_channels, "out_channels": out_channels}
         check_divisible(widths, groups, "groups")
+        check_positive({"stride": stride, "dilation": dilation})
+        check_choice("padding_mode", padding_mode, get_args(PaddingMode))
+        if len(gammas) != 3:
+            rule = "each of three norms has a gamma to start from"
+            raise ValueError(explain(rule, f"gammas={gammas}", "pass three numbers"))
         self.in_channels, self.out_channels = in_channels, out_channels
-        self.kernel_size, self.gammas = kernel_size, gammas
+        self.kernel_size, self.gammas = kernel_size, tuple(gammas)
         reach = dilation * (kernel_size // 2)
         padding = reach if padding is None else padding
+        check_natural({"padding": padding})
         # The middle row of the square kernel starts `reach` below its top. If the padding is less,
         # the row's first position lies inside the map: rows are cut off instead.
         margin, self.crop = max(padding - reach, 0), max(reach - padding, 0)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torchplug.card import Card, CheckpointFormat, Paper, Place, Sample
 from torchplug.errors import explain
 from torchplug.kernels import Rule, apply_gates, pool_and_project
-from torchplug.nn import check_batch, check_choice, hidden_width, linear_to_conv
+from torchplug.nn import check_batch, check_choice, check_positive, hidden_width, linear_to_conv
 
 Combine = Literal["product", "sum"]
 NormLayer = Callable[..., nn.Module]
@@ -103,6 +103,7 @@ class BAM(nn.Module):
         if channel_layers < 1 or spatial_layers < 0:
             got = f"channel_layers={channel_layers}, spatial_layers={spatial_layers}"
             raise ValueError(explain("BAM needs a channel layer", got, "pass 1 and 2"))
+        check_positive({"dilation": dilation})
         hidden = hidden_width(channels, reduction=reduction, hidden_channels=hidden_channels)
         self.channels, self.hidden_channels, self.combine = channels, hidden, combine
         factory = {"device": device, "dtype": dtype}

@@ -102,11 +102,11 @@ class CrissCross(nn.Module):
         own = torch.eye(height, dtype=torch.bool, device=x.device)
         down = down.masked_fill(own, -torch.inf)
 
-        energy = [along.view(height, batch, width, width), _from_columns(down, batch)]
+        energy = [along.view(height, batch, width, width), _from_columns(down, width)]
         weights = torch.cat(energy, dim=-1).softmax(-1)  # (h, n, w, w + h)
         along, down = torch.split(weights, [width, height], dim=-1)
         from_row = torch.bmm(_rows(along), _rows(value)).view_as(value)
-        from_column = _from_columns(torch.bmm(_columns(down), _columns(value)), batch)
+        from_column = _from_columns(torch.bmm(_columns(down), _columns(value)), width)
         return (from_row + from_column).permute(1, 3, 0, 2)
 
     def extra_repr(self) -> str:
@@ -135,10 +135,10 @@ def _columns(grid: Tensor) -> Tensor:
     return grid.flatten(1, 2).transpose(0, 1)
 
 
-def _from_columns(columns: Tensor, batch: int) -> Tensor:
+def _from_columns(columns: Tensor, width: int) -> Tensor:
     """Undo :func:`_columns`."""
     grid = columns.transpose(0, 1)
-    return grid.view(grid.shape[0], batch, -1, grid.shape[2])
+    return grid.view(grid.shape[0], grid.shape[1] // width, width, grid.shape[2])
 
 
 def _flops(module: CrissCross, shape: tuple[int, ...]) -> int:

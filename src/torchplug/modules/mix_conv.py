@@ -30,6 +30,7 @@ from torchplug.nn import (
     affine_of,
     check_choice,
     check_odd,
+    check_positive,
     replace_weights,
     reset_layers,
 )
@@ -105,6 +106,7 @@ class MixConv(nn.Module):
         super().__init__()
         check_choice("wiring", wiring, ("depthwise", "split", "gcd", "dense"))
         check_choice("padding", padding, ("symmetric", "same"))
+        check_positive({"stride": stride, "dilation": dilation})
         for size in kernel_sizes:
             check_odd("each of kernel_sizes", size)
         self.in_channels = in_channels
@@ -171,9 +173,16 @@ class MixConv(nn.Module):
         TensorFlow's padding with a stride comes before it in a sequence, an activation after it.
 
         Raises:
+            ValueError: if TensorFlow's padding puts the kernels at other places than the largest:
+                with a stride larger than a kernel it does, at some sizes of the map.
             UsageError: if there is a norm and it is in training mode or is not a batch norm with
                 running statistics.
         """
+        reach = self.dilation * (min(self.kernel_sizes) - 1) + 1
+        if self.pads_before and reach < self.stride and len(set(self.kernel_sizes)) > 1:
+            rule = "a merge needs kernels at least as large as a stride with padding='same'"
+            got = f"kernel_sizes={self.kernel_sizes}, stride={self.stride}"
+            raise ValueError(explain(rule, got, "keep the branches, or use padding='symmetric'"))
         convs, largest, groups = self._convs(), max(self.kernel_sizes), self._merged_groups()
         kernels = [_frame(conv, largest, self.dilation) for conv in convs]
         if groups == 1:

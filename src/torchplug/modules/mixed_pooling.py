@@ -28,6 +28,8 @@ from torchplug.nn import (
     NormLayer,
     check_batch,
     check_channels,
+    check_fraction,
+    check_natural,
     conv_norm_act,
     hidden_width,
     pool_to,
@@ -167,6 +169,8 @@ class StripPoolingHead(nn.Module):
     ) -> None:
         super().__init__()
         check_channels("out_channels", out_channels)
+        check_natural({"modules": modules})
+        check_fraction("dropout", dropout)
         hidden = hidden_width(in_channels, reduction=2, hidden_channels=hidden_channels, at_least=4)
         factory = {"device": device, "dtype": dtype}
         layers = {"norm_layer": norm_layer, "act_layer": act_layer, **factory}

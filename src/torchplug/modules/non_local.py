@@ -24,13 +24,14 @@ One deviation from that code: a side too short for the pool is left as it is, wh
 from collections.abc import Callable
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from torchplug.card import Card, CheckpointFormat, Paper, Place, Sample, State
 from torchplug.errors import explain
 from torchplug.kernels import attend
-from torchplug.nn import check_choice, hidden_width
+from torchplug.nn import check_choice, hidden_width, is_bare_conv
 
 Pairwise = Literal["embedded_gaussian", "gaussian", "dot_product", "concatenation"]
 Scale = Literal["hidden", "channels", "none"]
@@ -38,7 +39,6 @@ Subsample = Literal["before", "after", "none"]
 
 _CONVS: tuple[Any, ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NORMS: tuple[Any, ...] = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-_POOLS: tuple[Callable[..., Tensor], ...] = (F.max_pool1d, F.max_pool2d, F.max_pool3d)
 
 
 class NonLocal(nn.Module):
@@ -158,16 +158,27 @@ class NonLocal(nn.Module):
         if self.pairwise == "dot_product":
             return query @ (key.mT @ value) / key.shape[1]
         if self.project is not None:
-            ours, theirs = self.project.weight.reshape(2, self.hidden_channels, 1)
-            energy = query @ ours + (key @ theirs).mT  # of every pair of positions
+            energy = self._score_pairs(query, key, self.project)
             return energy.relu() @ value / key.shape[1]
         return attend(query, key, value, self.scale)
+
+    def _score_pairs(self, query: Tensor, key: Tensor, project: nn.Module) -> Tensor:
+        """Return w · [query_i, key_j] of every pair, without the pairs where nobody sees them."""
+        if is_bare_conv(project):
+            ours, theirs = project.weight.reshape(2, self.hidden_channels, 1)
+            return query @ ours + (key @ theirs).mT
+        shape = (-1, -1, query.shape[1], key.shape[1])
+        pairs = torch.cat([query.mT[..., None].expand(shape), key.mT[:, :, None].expand(shape)], 1)
+        rows = pairs.flatten(2)
+        return project(rows.view(*rows.shape, *[1] * (self.dimension - 1))).view(pairs[:, 0].shape)
 
     def _pool(self, x: Tensor) -> Tensor:
         sides = [2 if side >= 2 else 1 for side in x.shape[2:]]
         if self.dimension == 3:
             sides[0] = 1
-        return _POOLS[self.dimension - 1](x, sides)
+        if self.dimension == 1:  # pools of sequences cannot be exported for any length
+            return F.max_pool2d(x[..., None], (*sides, 1))[..., 0]
+        return F.max_pool2d(x, sides) if self.dimension == 2 else F.max_pool3d(x, sides)
 
     def extra_repr(self) -> str:
         """Name the resolved widths and choices."""

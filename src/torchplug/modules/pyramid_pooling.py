@@ -31,10 +31,13 @@ from torchplug.nn import (
     ConvNormAct,
     NormLayer,
     check_batch,
+    check_fraction,
     check_odd,
     check_positive,
     conv_upsampled,
     hidden_width,
+    is_bare,
+    is_bare_conv,
     pool_to,
     rename_matches,
     reset_layers,
@@ -100,9 +103,9 @@ class PyramidPooling(nn.Module):
         if not bins or min(bins) < 1:
             fix = "pass (1, 2, 3, 6)"
             raise ValueError(explain("bins are sides of one grid or more", f"bins={bins}", fix))
-        hidden = hidden_width(
-            in_channels, reduction=reduction or len(bins), hidden_channels=hidden_channels
-        )
+        check_fraction("dropout", dropout)
+        divisor = len(bins) if reduction is None else reduction
+        hidden = hidden_width(in_channels, reduction=divisor, hidden_channels=hidden_channels)
         self.in_channels, self.hidden_channels = in_channels, hidden
         self.bins, self.align_corners = tuple(bins), align_corners
         self.out_channels = in_channels + len(bins) * hidden
@@ -137,12 +140,13 @@ class PyramidPooling(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return what the map and its averages say together."""
         size, pyramid = x.shape[2:], self.find_pyramid(x)
-        if self.project is None:
+        if self.project is None or not (is_bare(self.project) and is_bare_conv(self.project.conv)):
             upsampled = [
                 F.interpolate(p, size=size, mode="bilinear", align_corners=self.align_corners)
                 for p in pyramid
             ]
-            return torch.cat([x, *upsampled], 1)
+            y = torch.cat([x, *upsampled], 1)
+            return y if self.project is None else self.dropout(self.project(y))
         conv = self.project.conv
         own, pooled = conv.weight.tensor_split([self.in_channels], 1)
         y = F.conv2d(x, own, conv.bias, padding=conv.kernel_size[0] // 2)

@@ -141,7 +141,7 @@ class RFB(nn.Module):
         check_positive({"in_channels": in_channels, "out_channels": out_channels, "stride": stride})
         hidden = hidden_width(
             in_channels,
-            reduction=reduction or _REDUCTIONS[variant],
+            reduction=_REDUCTIONS[variant] if reduction is None else reduction,
             hidden_channels=hidden_channels,
             at_least=4 if variant.endswith("small") else 2,
         )

@@ -28,6 +28,7 @@ from torchplug.nn import (
     NormLayer,
     check_batch,
     check_divisible,
+    check_positive,
     conv_norm_act,
     hidden_width,
     reset_layers,
@@ -95,6 +96,7 @@ class SelectiveKernel(nn.Module):
         if branches < 2:
             rule = "a selection needs at least 2 branches"
             raise ValueError(explain(rule, f"branches={branches}", "pass 2 or more"))
+        check_positive({"stride": stride})
         widths = {"in_channels": in_channels, "out_channels": out_channels}
         check_divisible(widths, groups, "groups")
         hidden = hidden_width(

@@ -20,7 +20,14 @@ from torch import Tensor, nn
 
 from torchplug.card import Card, CheckpointFormat, Paper, Place, Sample
 from torchplug.errors import explain
-from torchplug.nn import check_choice, check_odd, check_positive, make_act, reset_layers
+from torchplug.nn import (
+    check_choice,
+    check_natural,
+    check_odd,
+    check_positive,
+    make_act,
+    reset_layers,
+)
 
 After = Literal["both", "depthwise", "pointwise", "none"]
 NormLayer = Callable[..., nn.Module]
@@ -101,9 +108,10 @@ class SeparableConv(nn.Module):
         check_choice("act_after", act_after, tuple(_CONVS))
         check_odd("kernel_size", kernel_size)
         widths = {"in_channels": in_channels, "out_channels": out_channels}
-        check_positive({**widths, "multiplier": multiplier})
+        check_positive({**widths, "multiplier": multiplier, "stride": stride, "dilation": dilation})
         reach = dilation * (kernel_size // 2)
         padding = reach if padding is None else padding
+        check_natural({"padding": padding})
         if residual and (in_channels != out_channels or stride != 1 or padding != reach):
             rule = "a residual needs an output of the input's shape"
             got = f"{in_channels} to {out_channels} channels, stride={stride}, padding={padding}"

@@ -26,7 +26,9 @@ from torchplug.nn import (
     check_batch,
     check_choice,
     check_divisible,
+    check_natural,
     check_odd,
+    check_positive,
     hidden_width,
     reset_layers,
     weighted_sum,
@@ -101,9 +103,11 @@ class SplitAttention(nn.Module):
     ) -> None:
         super().__init__()
         check_choice("downsample", downsample, ("conv", "pool_before", "pool_after"))
+        check_positive({"stride": stride, "dilation": dilation})
         if padding is None:
             check_odd("kernel_size", kernel_size)
             padding = dilation * (kernel_size // 2)
+        check_natural({"padding": padding})
         check_divisible({"in_channels": in_channels}, radix * cardinality, "radix * cardinality")
         hidden = hidden_width(
             in_channels * radix,

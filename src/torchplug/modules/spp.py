@@ -90,9 +90,8 @@ class SpatialPyramidPooling(nn.Module):
         check_choice("order", order, ("map_first", "map_last"))
         _check_windows(kernel_sizes)
         reduces = reduction is not None or hidden_channels is not None
-        hidden = hidden_width(
-            in_channels, reduction=reduction or 1, hidden_channels=hidden_channels
-        )
+        divisor = 1 if reduction is None else reduction
+        hidden = hidden_width(in_channels, reduction=divisor, hidden_channels=hidden_channels)
         self.in_channels, self.hidden_channels = in_channels, hidden
         self.kernel_sizes, self.order = tuple(kernel_sizes), order
         self.out_channels = (1 + len(kernel_sizes)) * hidden

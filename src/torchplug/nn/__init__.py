@@ -1,5 +1,7 @@
 """The few primitives that modules share."""
 
+from torchplug.nn.bareness import is_bare as is_bare
+from torchplug.nn.bareness import is_bare_conv as is_bare_conv
 from torchplug.nn.batch import check_batch as check_batch
 from torchplug.nn.channels import check_channels as check_channels
 from torchplug.nn.checkpoints import linear_to_conv as linear_to_conv
@@ -18,6 +20,8 @@ from torchplug.nn.padding import SamePad2d as SamePad2d
 from torchplug.nn.resampling import conv_upsampled as conv_upsampled
 from torchplug.nn.resampling import pool_to as pool_to
 from torchplug.nn.resetting import reset_layers as reset_layers
+from torchplug.nn.sizes import check_fraction as check_fraction
+from torchplug.nn.sizes import check_natural as check_natural
 from torchplug.nn.sizes import check_odd as check_odd
 from torchplug.nn.sizes import check_positive as check_positive
 from torchplug.nn.weighting import weighted_sum as weighted_sum
@@ -34,11 +38,15 @@ __all__ = [
     "check_channels",
     "check_choice",
     "check_divisible",
+    "check_fraction",
+    "check_natural",
     "check_odd",
     "check_positive",
     "conv_norm_act",
     "conv_upsampled",
     "hidden_width",
+    "is_bare",
+    "is_bare_conv",
     "linear_to_conv",
     "make_act",
     "pool_to",

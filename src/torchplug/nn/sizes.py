@@ -15,6 +15,26 @@ def check_positive(sizes: Mapping[str, int]) -> None:
             raise ValueError(explain(f"{name} must be at least 1", f"{name}={size}", "pass more"))
 
 
+def check_natural(sizes: Mapping[str, int]) -> None:
+    """Raise ``ValueError`` if any of ``sizes`` is negative; the keys are their names.
+
+    >>> check_natural({"padding": 0})
+    """
+    for name, size in sizes.items():
+        if size < 0:
+            raise ValueError(explain(f"{name} must be 0 or more", f"{name}={size}", "pass 0"))
+
+
+def check_fraction(name: str, value: float) -> None:
+    """Raise ``ValueError`` unless ``value`` is from 0 to 1.
+
+    >>> check_fraction("dropout", 0.1)
+    """
+    if not 0 <= value <= 1:
+        fix = "pass 0 to leave it out"
+        raise ValueError(explain(f"{name} is a share from 0 to 1", f"{name}={value}", fix))
+
+
 def check_odd(name: str, size: int) -> None:
     """Raise ``ValueError`` unless ``size`` is odd and positive: a kernel needs a center.
 
