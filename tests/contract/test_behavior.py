@@ -140,6 +140,24 @@ def test_gradients_can_be_differentiated_again(card: Card, sample: Sample) -> No
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 
+@each_card
+def test_an_activation_that_learns_lives_where_its_module_does(card: Card) -> None:
+    if "act_layer" not in inspect.signature(card.factory).parameters:
+        pytest.skip(f"{card.key} has no activation to choose")
+    sample = card.samples[0]
+    options = {**sample.options, "act_layer": nn.PReLU, "dtype": torch.float64}
+    made = card.factory(*sample.args, **options, device="meta")
+    assert {(p.device.type, p.dtype) for p in made.parameters()} == {("meta", torch.float64)}
+    moved = made.to_empty(device="cpu")
+    for parameter in moved.parameters():
+        nn.init.constant_(parameter, torch.nan)
+    for module in moved.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.reset_running_stats()
+    moved.reset_parameters()
+    assert moved(*draw_inputs(sample)).isfinite().all()
+
+
 @each_sample
 def test_pruning_reaches_every_convolution(card: Card, sample: Sample) -> None:
     module, inputs = build(card, sample), draw_inputs(sample)

@@ -27,7 +27,7 @@ from torch.nn import functional as F
 
 from torchplug.card import Card, CheckpointFormat, Paper, Place, Sample, State
 from torchplug.errors import explain
-from torchplug.nn import SamePad2d, check_choice, check_odd, check_positive, reset_layers
+from torchplug.nn import SamePad2d, build_act, check_choice, check_odd, check_positive, reset_layers
 
 Padding = Literal["same", "symmetric"]
 NormLayer = Callable[..., nn.Module]
@@ -105,7 +105,10 @@ class BlazeBlock(nn.Module):
         )
         self.first = halve(in_channels, between, stride=stride, same=padding == "same")
         self.second = None if hidden_channels is None else halve(between, out_channels)
-        self.act = act_layer()
+        self.middle_act = None
+        if hidden_channels is not None:
+            self.middle_act = build_act(act_layer, device=device, dtype=dtype)
+        self.act = build_act(act_layer, device=device, dtype=dtype)
         self.shortcut = _make_shortcut(stride, padding)
         self.reset_parameters()
 
@@ -116,8 +119,8 @@ class BlazeBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the activated sum of the shortcut and the convolved ``x``."""
         y, shortcut = self.first(x), self.shortcut(x)
-        if self.second is not None:
-            y = self.second(self.act(y))
+        if self.second is not None and self.middle_act is not None:
+            y = self.second(self.middle_act(y))
         extra = self.out_channels - self.in_channels
         return self.act(y + (F.pad(shortcut, (0, 0, 0, 0, 0, extra)) if extra else shortcut))
 

@@ -25,7 +25,7 @@ from torchplug.kernels import (
     pool_weighted,
     project,
 )
-from torchplug.nn import check_choice, hidden_width
+from torchplug.nn import build_act, check_choice, hidden_width
 
 Pooling = Literal["attention", "average"]
 Fusion = Literal["add", "scale", "scale_add"]
@@ -47,13 +47,15 @@ class ContextTransform(nn.Module):
         factory = {"device": device, "dtype": dtype}
         self.reduce = nn.Conv2d(channels, hidden_channels, 1, **factory)
         self.norm = nn.LayerNorm([hidden_channels, 1, 1], eps=eps, **factory)
-        self.act = act_layer()
+        self.act = build_act(act_layer, device=device, dtype=dtype)
         self.expand = nn.Conv2d(hidden_channels, channels, 1, **factory)
 
     def reset_parameters(self) -> None:
         """Draw the first layer from PyTorch's default and set the last to zero."""
-        self.reduce.reset_parameters()
-        self.norm.reset_parameters()
+        for layer in (self.reduce, self.norm, self.act):
+            reset = getattr(layer, "reset_parameters", None)
+            if callable(reset):
+                reset()
         for parameter in self.expand.parameters():
             nn.init.zeros_(parameter)
 

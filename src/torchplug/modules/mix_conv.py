@@ -28,6 +28,7 @@ from torchplug.errors import explain
 from torchplug.nn import (
     SamePad2d,
     affine_of,
+    build_act,
     check_choice,
     check_odd,
     check_positive,
@@ -138,7 +139,7 @@ class MixConv(nn.Module):
             if self.pads_before:
                 self.pads.append(SamePad2d(taps, stride, step))
         self.norm = norm_layer(self.out_channels, **factory) if norm_layer else None
-        self.act = act_layer() if act_layer else None
+        self.act = build_act(act_layer, device=device, dtype=dtype) if act_layer else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -26,6 +26,7 @@ from torchplug.modules.strip_pooling import Strips
 from torchplug.nn import (
     ActLayer,
     NormLayer,
+    build_act,
     check_batch,
     check_channels,
     check_fraction,
@@ -94,7 +95,7 @@ class MixedPooling(nn.Module):
         self.near = conv_norm_act(hidden, hidden, 3, **active)
         self.far = conv_norm_act(hidden, hidden, 3, **active)
         self.expand = conv_norm_act(2 * hidden, channels, **linear)
-        self.act = act_layer()
+        self.act = build_act(act_layer, device=device, dtype=dtype)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

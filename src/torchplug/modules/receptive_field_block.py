@@ -30,6 +30,7 @@ from torchplug.nn import (
     ActLayer,
     ConvNormAct,
     NormLayer,
+    build_act,
     check_choice,
     check_positive,
     hidden_width,
@@ -173,7 +174,7 @@ class RFB(nn.Module):
             self.shortcut = ConvNormAct(
                 in_channels, out_channels, stride=stride, act_layer=None, **layers
             )
-        self.act = act_layer()
+        self.act = build_act(act_layer, device=device, dtype=dtype)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -26,6 +26,7 @@ from torchplug.kernels import pool_positions
 from torchplug.nn import (
     ActLayer,
     NormLayer,
+    build_act,
     check_batch,
     check_divisible,
     check_positive,
@@ -125,7 +126,7 @@ class SelectiveKernel(nn.Module):
         )
         self.reduce = nn.Conv2d(out_channels, hidden, 1, bias=False, **factory)
         self.norm = norm_layer(hidden, **factory)
-        self.act = act_layer()
+        self.act = build_act(act_layer, device=device, dtype=dtype)
         self.select = nn.Conv2d(hidden, branches * out_channels, 1, bias=False, **factory)
         self.reset_parameters()
 

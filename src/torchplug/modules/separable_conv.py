@@ -131,12 +131,12 @@ class SeparableConv(nn.Module):
             **factory,
         )
         self.depthwise_norm = norm_layer(hidden, **factory) if "depthwise" in norms else None
-        self.depthwise_act = make_act(act_layer) if "depthwise" in acts else None
+        self.depthwise_act = make_act(act_layer, **factory) if "depthwise" in acts else None
         self.pointwise = nn.Conv2d(
             hidden, out_channels, 1, bias=bias and "pointwise" not in norms, **factory
         )
         self.pointwise_norm = norm_layer(out_channels, **factory) if "pointwise" in norms else None
-        self.pointwise_act = make_act(act_layer) if "pointwise" in acts else None
+        self.pointwise_act = make_act(act_layer, **factory) if "pointwise" in acts else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

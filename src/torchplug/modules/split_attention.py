@@ -23,6 +23,7 @@ from torchplug.kernels import pool_positions
 from torchplug.nn import (
     ActLayer,
     NormLayer,
+    build_act,
     check_batch,
     check_choice,
     check_divisible,
@@ -136,7 +137,7 @@ class SplitAttention(nn.Module):
             **factory,
         )
         self.norm = norm_layer(splits, **factory)
-        self.act = act_layer()
+        self.act = build_act(act_layer, device=device, dtype=dtype)
         self.reduce = nn.Conv2d(out_channels, hidden, 1, groups=cardinality, **factory)
         self.hidden_norm = norm_layer(hidden, **factory)
         self.select = nn.Conv2d(hidden, splits, 1, groups=cardinality, **factory)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from torchplug.card import Card, CheckpointFormat, Paper, Place, Sample
 from torchplug.kernels import apply_gate, pool_positions
-from torchplug.nn import hidden_width, linear_to_conv
+from torchplug.nn import build_act, hidden_width, linear_to_conv, reset_layers
 
 
 class SqueezeExcite(nn.Module):
@@ -71,15 +71,14 @@ class SqueezeExcite(nn.Module):
         )
         factory = {"device": device, "dtype": dtype}
         self.reduce = nn.Conv2d(channels, self.hidden_channels, 1, bias=bias, **factory)
-        self.act = act_layer()
+        self.act = build_act(act_layer, device=device, dtype=dtype)
         self.expand = nn.Conv2d(self.hidden_channels, channels, 1, bias=bias, **factory)
         self.gate = gate_layer()
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draw the weights from PyTorch's default; the paper names no other."""
-        self.reduce.reset_parameters()
-        self.expand.reset_parameters()
+        reset_layers(self)
 
     def find_gate(self, x: Tensor) -> Tensor:
         """Return the gate of each channel, ``(N, C, 1, 1)``, between 0 and 1."""

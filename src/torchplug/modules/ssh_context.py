@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from torchplug.card import Card, CheckpointFormat, Paper, Place, Sample, State
 from torchplug.errors import explain
-from torchplug.nn import ActLayer, ConvNormAct, NormLayer, check_positive, reset_layers
+from torchplug.nn import ActLayer, ConvNormAct, NormLayer, build_act, check_positive, reset_layers
 
 
 class SSH(nn.Module):
@@ -86,7 +86,7 @@ class SSH(nn.Module):
         self.field3 = ConvNormAct(in_channels, self.detection_channels + context, 3, **layers)
         self.field5 = ConvNormAct(context, 2 * context, 3, **layers)
         self.field7 = ConvNormAct(context, context, 3, **layers)
-        self.act = act_layer()
+        self.act = build_act(act_layer, device=device, dtype=dtype)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

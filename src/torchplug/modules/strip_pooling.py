@@ -27,6 +27,7 @@ from torchplug.kernels import add_strips, pool_strips
 from torchplug.nn import (
     ActLayer,
     NormLayer,
+    build_act,
     check_batch,
     check_odd,
     conv_norm_act,
@@ -120,7 +121,7 @@ class StripPooling(nn.Module):
         hidden = hidden_width(channels, reduction=reduction, hidden_channels=hidden_channels)
         self.channels, self.hidden_channels = channels, hidden
         self.strips = Strips(channels, hidden, kernel_size, norm_layer, device, dtype)
-        self.act = act_layer()
+        self.act = build_act(act_layer, device=device, dtype=dtype)
         self.expand = nn.Conv2d(hidden, channels, 1, device=device, dtype=dtype)
         self.gate = gate_layer()
         self.reset_parameters()

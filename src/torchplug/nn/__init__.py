@@ -10,6 +10,7 @@ from torchplug.nn.choices import check_choice as check_choice
 from torchplug.nn.conv_norm_act import ActLayer as ActLayer
 from torchplug.nn.conv_norm_act import ConvNormAct as ConvNormAct
 from torchplug.nn.conv_norm_act import NormLayer as NormLayer
+from torchplug.nn.conv_norm_act import build_act as build_act
 from torchplug.nn.conv_norm_act import conv_norm_act as conv_norm_act
 from torchplug.nn.conv_norm_act import make_act as make_act
 from torchplug.nn.divisors import check_divisible as check_divisible
@@ -34,6 +35,7 @@ __all__ = [
     "NormLayer",
     "SamePad2d",
     "affine_of",
+    "build_act",
     "check_batch",
     "check_channels",
     "check_choice",

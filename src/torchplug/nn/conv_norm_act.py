@@ -10,7 +10,17 @@ NormLayer = Callable[..., nn.Module]
 ActLayer = Callable[[], nn.Module]
 
 
-def make_act(act_layer: ActLayer) -> nn.Module:
+def build_act(act_layer: ActLayer, *, device: Any = None, dtype: Any = None) -> nn.Module:
+    """Return an activation; one that learns has its weights where its module has them.
+
+    >>> import torch
+    >>> build_act(nn.PReLU, dtype=torch.float64).weight.dtype
+    torch.float64
+    """
+    return act_layer().to(device=device, dtype=dtype)
+
+
+def make_act(act_layer: ActLayer, *, device: Any = None, dtype: Any = None) -> nn.Module:
     """Return an activation for what a layer has just made: a ReLU may write over that.
 
     It saves a map and a pass over it; nobody else holds the result of a convolution or its norm.
@@ -18,7 +28,9 @@ def make_act(act_layer: ActLayer) -> nn.Module:
     >>> make_act(nn.ReLU), make_act(nn.SiLU)
     (ReLU(inplace=True), SiLU())
     """
-    return nn.ReLU(inplace=True) if act_layer is nn.ReLU else act_layer()
+    if act_layer is nn.ReLU:
+        return nn.ReLU(inplace=True)
+    return build_act(act_layer, device=device, dtype=dtype)
 
 
 class ConvNormAct(nn.Sequential):
@@ -75,7 +87,7 @@ class ConvNormAct(nn.Sequential):
         if norm_layer is not None:
             layers["norm"] = norm_layer(out_channels, **factory)
         if act_layer is not None:
-            layers["act"] = make_act(act_layer)
+            layers["act"] = make_act(act_layer, **factory)
         super().__init__(layers)
 
     def finish(self, y: Tensor) -> Tensor:
