@@ -92,7 +92,7 @@ def test_a_scan_of_the_test_is_in_no_training_scene(monkeypatch: pytest.MonkeyPa
     for sample in parts["test"]:  # all test scans become a block of ink
         digits.images[int(sample.key)] = 16
     changed = types.SimpleNamespace(images=digits.images, target=digits.target)
-    monkeypatch.setattr(embedded, "load_digits", lambda: changed)
+    monkeypatch.setattr(sklearn.datasets, "load_digits", lambda: changed)
     other = draw_all()
     same = [
         [np.array_equal(a.image, b.image) for a, b in zip(whole[p], other[p], strict=True)]
