@@ -41,9 +41,8 @@ def project(conv: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     if not _is_pointwise(conv):
         return x, conv(x)
     if is_fused(x) and conv.out_channels == 1:
-        if _is_multiplied(x) and not learns(x, conv.weight):
-            return x, _multiply(x, conv.weight, conv.bias)
-        return x, _sum_weighted(conv, x)
+        y = (x * conv.weight[0]).sum(1, keepdim=True)  # an operator that the compiler can fuse
+        return x, (y if conv.bias is None else y + conv.bias)
     if conv.out_channels == 1 and learns(x, conv.weight) and _is_walkable(x, conv):
         return _Project.apply(x, conv.weight, conv.bias)
     return x, conv(x)
@@ -59,12 +58,10 @@ def pool_and_project(conv: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor
     >>> mean.shape, y.shape
     (torch.Size([1, 4, 1, 1]), torch.Size([1, 2, 2, 2]))
     """
-    if _is_pointwise(conv) and _is_multiplied(x):
+    # products of matrices lose in other layouts and in half precision
+    if _is_pointwise(conv) and x.is_contiguous() and x.dtype in (torch.float32, torch.float64):
         if is_fused(x) and conv.out_channels > 1:
             return _plain_pool_project(x, conv.weight, conv.bias)
-        if is_fused(x):  # beside the mean, which reads the map too
-            x, mean = pool_positions(x)
-            return x, mean, _sum_weighted(conv, x)
         if _is_walkable(x, conv):
             bias = conv.weight.new_zeros(len(conv.weight)) if conv.bias is None else conv.bias
             how = _PoolProject.apply if learns(x, conv.weight, bias) else _pool_project
@@ -138,27 +135,6 @@ def _is_walkable(x: Tensor, conv: nn.Conv2d) -> bool:
     return is_worthwhile(x) and _is_native(x, conv)
 
 
-def _is_multiplied(x: Tensor) -> bool:
-    """Tell whether products of matrices gain: they lose in other layouts and half precision."""
-    return x.is_contiguous() and x.dtype in (torch.float32, torch.float64)
-
-
-def _sum_weighted(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """Return ``conv(x)``, of one channel, by an operator that a compiler can fuse."""
-    y = (x * conv.weight[0]).sum(1, keepdim=True)
-    return y if conv.bias is None else y + conv.bias
-
-
-def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Convolve by a product of matrices.
-
-    For a convolution, or a product without a batch, a compiler would lay the map out anew.
-    """
-    matrices = weight.flatten(1).expand(len(x), -1, -1)
-    y = torch.bmm(matrices, x.flatten(2)).view(len(x), -1, *x.shape[2:])
-    return y if bias is None else y + bias.view(-1, 1, 1)
-
-
 def _plain_project(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
     return x, F.conv2d(x, weight, bias)
 
@@ -166,7 +142,11 @@ def _plain_project(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> tup
 def _plain_pool_project(
     x: Tensor, weight: Tensor, bias: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return x, x.mean((2, 3), keepdim=True), _multiply(x, weight, bias)
+    # for a convolution, or a product without a batch, a compiler would lay the map out anew
+    matrices = weight.flatten(1).expand(len(x), -1, -1)
+    y = torch.bmm(matrices, x.flatten(2)).view(len(x), -1, *x.shape[2:])
+    y = y if bias is None else y + bias.view(-1, 1, 1)
+    return x, x.mean((2, 3), keepdim=True), y
 
 
 def _pool_project(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
