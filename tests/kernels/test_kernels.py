@@ -27,7 +27,7 @@ from torchplug.kernels import (
 
 RULES = ("product", "sum", "max", "residual_product", "residual_sum")
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
-SHAPES = ((3, 16, 8, 5), (2, 3, 7, 9), (1, 5, 1, 1))
+SHAPES = ((3, 16, 8, 5), (2, 3, 7, 9), (2, 2, 9, 7), (1, 5, 1, 1))
 Operator = Callable[..., tuple[Tensor, ...]]
 
 
