@@ -37,8 +37,8 @@ class Owed(NamedTuple):
 
 def owe(node: Any, dy: Tensor, write: Callable[..., object], tensors: Sequence[Tensor]) -> None:
     """Leave it to ``node`` to write the gradient of the map that it handed on, in this pass."""
-    pieces = tuple(tensor.detach() for tensor in tensors)
-    node.owed = Owed(dy, write, pieces, torch._C._current_graph_task_id())
+    bare = tuple(tensor.detach() for tensor in tensors)
+    node.owed = Owed(dy, write, bare, torch._C._current_graph_task_id())
 
 
 def claim(x: Tensor) -> Any:

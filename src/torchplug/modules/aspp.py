@@ -42,8 +42,6 @@ from torchplug.nn import (
     check_odd,
     check_positive,
     conv_upsampled,
-    is_bare,
-    is_bare_conv,
     rename_matches,
     reset_layers,
 )
@@ -182,7 +180,7 @@ class ASPP(nn.Module):
         """Return what the branches and the whole image say together."""
         maps = [branch(x) for branch in self.branches]
         image = None if self.image is None else self._see_image(x, self.image)
-        if self.project is None or not (is_bare(self.project) and is_bare_conv(self.project.conv)):
+        if self.project is None or not self.project.is_bare():
             if image is not None:
                 maps.insert(0, torch.zeros_like(maps[0]) + image)  # in the branches' layout
             y = torch.cat(maps, 1)

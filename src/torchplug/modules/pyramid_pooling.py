@@ -36,8 +36,6 @@ from torchplug.nn import (
     check_positive,
     conv_upsampled,
     hidden_width,
-    is_bare,
-    is_bare_conv,
     pool_to,
     rename_matches,
     reset_layers,
@@ -140,7 +138,7 @@ class PyramidPooling(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return what the map and its averages say together."""
         size, pyramid = x.shape[2:], self.find_pyramid(x)
-        if self.project is None or not (is_bare(self.project) and is_bare_conv(self.project.conv)):
+        if self.project is None or not self.project.is_bare():
             upsampled = [
                 F.interpolate(p, size=size, mode="bilinear", align_corners=self.align_corners)
                 for p in pyramid

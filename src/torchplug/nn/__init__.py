@@ -1,6 +1,5 @@
 """The few primitives that modules share."""
 
-from torchplug.nn.bareness import is_bare as is_bare
 from torchplug.nn.bareness import is_bare_conv as is_bare_conv
 from torchplug.nn.batch import check_batch as check_batch
 from torchplug.nn.channels import check_channels as check_channels
@@ -47,7 +46,6 @@ __all__ = [
     "conv_norm_act",
     "conv_upsampled",
     "hidden_width",
-    "is_bare",
     "is_bare_conv",
     "linear_to_conv",
     "make_act",

@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from torchplug.nn.bareness import is_bare, is_bare_conv
+
 NormLayer = Callable[..., nn.Module]
 ActLayer = Callable[[], nn.Module]
 
@@ -89,6 +91,10 @@ class ConvNormAct(nn.Sequential):
         if act_layer is not None:
             layers["act"] = make_act(act_layer, **factory)
         super().__init__(layers)
+
+    def is_bare(self) -> bool:
+        """Tell whether the convolution may be computed another way: nobody hooked or changed it."""
+        return is_bare(self) and is_bare_conv(self.conv)
 
     def finish(self, y: Tensor) -> Tensor:
         """Return norm and activation of ``y``, a convolution that was computed another way."""
