@@ -1,39 +1,43 @@
-"""The floor: what the arithmetic and the compulsory traffic of a module take on this machine."""
+"""The floor: what the arithmetic and the compulsory traffic of a module take on this machine.
 
-import functools
+Both rates are measured beside the contestants, so that what else the machine does falls on them
+too.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 
-from benchmarks.contest import find_clock
+from benchmarks.contest import Step, Timing
 
 
-@functools.cache
-def multiply_rate(device: str, dtype: torch.dtype) -> float:
-    """Return the FLOPs per second of a large matrix product."""
-    side = 1024 if device == "cpu" else 8192
+@dataclass(frozen=True)
+class Reference:
+    """A step that shows a rate."""
+
+    step: Step
+    amount: float
+    """What the step does, in FLOPs or in bytes."""
+
+
+def make_references(device: str, dtype: torch.dtype) -> dict[str, Reference]:
+    """Return a large matrix product, and a copy far larger than the caches."""
+    side, size = (1024, 2**25) if device == "cpu" else (8192, 2**28)
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    return 2 * side**3 / _best(lambda: a @ b, device)
-
-
-@functools.cache
-def copy_rate(device: str) -> float:
-    """Return the bytes per second, read and written, of a copy far larger than the caches."""
-    source = torch.zeros(2**26, device=device)
+    source = torch.ones(size, device=device)
     target = torch.zeros_like(source)
-    return 2 * source.numel() * source.element_size() / _best(lambda: target.copy_(source), device)
+    return {
+        "multiply": Reference(lambda: a @ b, 2 * side**3),
+        "copy": Reference(lambda: target.copy_(source), source.nbytes + target.nbytes),
+    }
 
 
-def find_floor(flops: float, moved: float, *, device: str, dtype: torch.dtype) -> float:
+def find_floor(
+    flops: float, moved: float, references: Mapping[str, Reference], timings: Mapping[str, Timing]
+) -> float:
     """Return the larger of the two times, in seconds."""
-    return max(flops / multiply_rate(device, dtype), moved / copy_rate(device))
-
-
-def _best(step: object, device: str) -> float:
-    clock, times = find_clock(device), []
-    for _ in range(10):
-        start = clock()
-        step()  # type: ignore[operator]
-        if device != "cpu":
-            torch.cuda.synchronize()
-        times.append(clock() - start)
-    return min(times)
+    wanted = {"multiply": flops, "copy": moved}
+    return max(
+        amount / references[name].amount * timings[name].median for name, amount in wanted.items()
+    )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.contest import run_contest
-from benchmarks.floor import find_floor
+from benchmarks.floor import find_floor, make_references
 from benchmarks.memory import find_kept, find_peak
 from benchmarks.peers import Peer, find_peers
 from benchmarks.rows import Row
@@ -37,6 +37,7 @@ def measure_row(row: Row, dtype: str, layout: str, options: argparse.Namespace) 
     bodies = {"forward": _forward, **({"step": _step} if row.train else {})}
     if options.compile:
         bodies["compiled"] = _compiled
+    references = make_references(device, kind)
     for mode, make in bodies.items():
         record = {"row": row.name, "key": row.key, "dtype": dtype, "layout": layout, "mode": mode}
         steps, kept = {}, {}
@@ -44,12 +45,13 @@ def measure_row(row: Row, dtype: str, layout: str, options: argparse.Namespace) 
             if mode == "step" and peer.name == "merged":
                 continue  # a merged form computes the same in evaluation only
             steps[peer.name], kept[peer.name] = make(peer.module, inputs)
-        timings = run_contest(steps, device=device, seconds=options.seconds)
+        rates = {name: reference.step for name, reference in references.items()}
+        timings = run_contest({**steps, **rates}, device=device, seconds=options.seconds)
         floor = find_floor(
             flops * (3 if mode == "step" else 1),
             _compulsory_bytes(peers[0].module, inputs, mode),
-            device=device,
-            dtype=kind,
+            references,
+            timings,
         )
         yield record | {
             "floor_ms": round(floor * 1e3, 4),
@@ -62,8 +64,9 @@ def measure_row(row: Row, dtype: str, layout: str, options: argparse.Namespace) 
                     "kept_mb": kept[name] / 1e6,
                 }
                 for name, timing in timings.items()
+                if name in steps
             },
-            "kinds": {peer.name: peer.kind for peer in peers if peer.name in timings},
+            "kinds": {peer.name: peer.kind for peer in peers if peer.name in steps},
         }
 
 

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.__main__ import insert_record
-from benchmarks.floor import find_floor
+from benchmarks.contest import Timing
+from benchmarks.floor import Reference, find_floor, make_references
 from benchmarks.measure import _check_agreement, _compulsory_bytes
 from benchmarks.memory import find_kept, find_peak
 from benchmarks.peers import LIBRARIES, Peer, find_peers
@@ -108,5 +110,21 @@ def test_memory_and_floor_are_counted_from_sizes() -> None:
     module = nn.Conv2d(4, 8, 1, bias=False)
     moved = _compulsory_bytes(module, [x.detach()], "forward")
     assert moved == 4 * (4 * 64 * 64 + 8 * 64 * 64 + 32)
-    slow = find_floor(0, 1e9, device="cpu", dtype=torch.float32)
-    assert find_floor(0, 2e9, device="cpu", dtype=torch.float32) == pytest.approx(2 * slow)
+
+
+def test_the_floor_is_the_slower_of_arithmetic_and_traffic_at_the_rates_of_the_run() -> None:
+    references = {"multiply": Reference(int, 1e9), "copy": Reference(int, 1e6)}
+    timings = {"multiply": Timing(2.0, 1.0, 0.0), "copy": Timing(3.0, 1.0, 0.0)}
+    assert find_floor(5e8, 2e5, references, timings) == pytest.approx(1.0)
+    assert find_floor(1e8, 2e5, references, timings) == pytest.approx(0.6)
+
+
+def test_the_rates_are_those_of_what_is_done() -> None:
+    references = make_references("cpu", torch.float32)
+    with FlopCounterMode(display=False) as counter:
+        references["multiply"].step()
+    assert references["multiply"].amount == counter.get_total_flops()
+    target = references["copy"].step()
+    assert isinstance(target, torch.Tensor)
+    assert references["copy"].amount == 2 * target.nbytes
+    assert target.min() == 1

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
+from torch.utils.flop_counter import FlopCounterMode
 
 from torchplug import get_card
 from torchplug.kernels import (
@@ -234,6 +235,58 @@ def test_compiled_modules_compute_the_same(key: str, by_pieces: None) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
     with torch.no_grad():
         torch.testing.assert_close(compiled(x), module(x), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("key", ["se", "scse", "gc", "cbam", "bam"])
+def test_one_compiled_program_serves_every_batch_and_size(key: str, by_pieces: None) -> None:
+    torch._dynamo.reset()
+    module = get_card(key).factory(32).double().eval()
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager", dynamic=True)
+    with torch.no_grad():
+        compiled(torch.randn(2, 32, 6, 5, dtype=torch.float64))
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            for shape in ((3, 32, 6, 5), (5, 32, 9, 4)):
+                x = torch.randn(shape, dtype=torch.float64)
+                torch.testing.assert_close(compiled(x), module(x), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("key", ["se", "scse", "gc", "cbam", "bam"])
+def test_the_flops_of_pieces_are_counted_as_declared(key: str, by_pieces: None) -> None:
+    card = get_card(key)
+    for channels in (32, 512):  # BAM's narrow map is made in another way from 16 channels on
+        module, x = card.factory(channels).eval(), torch.randn(3, channels, 5, 4)
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            module(x)
+        assert counter.get_total_flops() == card.flops(module, tuple(x.shape))
+
+
+@pytest.mark.parametrize("piece", [1, 1 << 20], ids=["channels", "samples"])
+@pytest.mark.parametrize("width", [3, 20])
+def test_a_narrow_map_is_made_alike_in_every_way(
+    width: int, piece: int, by_pieces: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(eager, "PIECE", piece)
+    monkeypatch.setattr(projections, "PIECE", piece)
+    x, conv = torch.randn(3, 24, 5, 4, dtype=torch.float64), nn.Conv2d(24, width, 1).double()
+    with torch.no_grad():
+        same, mean, y = pool_and_project(conv, x)
+        torch.testing.assert_close(y, conv(x), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(mean, x.mean((2, 3), keepdim=True), rtol=1e-12, atol=1e-12)
+    assert same is x
+    assert y.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("channels", [32, 24, 7])
+def test_channels_are_reduced_in_groups_to_the_same(
+    channels: int, layout: torch.memory_format
+) -> None:
+    x = torch.randn(2, channels, 3, 5, dtype=torch.float64).to(memory_format=layout)
+    for reduce in (torch.sum, torch.amax):
+        ours, wanted = eager.reduce_channels(x, reduce), reduce(x, 1, keepdim=True)
+        torch.testing.assert_close(ours, wanted, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e3])

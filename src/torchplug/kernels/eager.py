@@ -47,16 +47,19 @@ def is_transformed() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
+def is_compiled(x: Tensor) -> bool:
+    """Tell whether a compiler is at work on a tensor of a processor."""
+    compiler = torch.compiler
+    return x.device.type == "cpu" and compiler.is_compiling() and not compiler.is_exporting()
+
+
 def is_fused(x: Tensor) -> bool:
-    """Tell whether a compiler is at work on a map of a processor that is worth another form.
+    """Tell whether a compiler is at work on a map that is worth another form.
 
     What it fuses it writes itself; a convolution it leaves to a library, for which it lays the map
     out anew.
     """
-    compiler = torch.compiler
-    if not compiler.is_compiling() or compiler.is_exporting():
-        return False
-    return x.device.type == "cpu" and x.numel() >= SMALLEST
+    return is_compiled(x) and x.numel() >= SMALLEST
 
 
 def to_fast_layout(x: Tensor, like: Tensor) -> Tensor:
@@ -104,6 +107,20 @@ def cut_finely(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
             ),
             strict=False,
         )
+
+
+def reduce_channels(x: Tensor, reduce: Callable[..., Tensor]) -> Tensor:
+    """Return ``reduce(x, 1, keepdim=True)``, a sum or a maximum over the channels.
+
+    In contiguous maps neighbors in a channel lie together and neighbors over channels far apart:
+    a processor fetches ahead for few of them at a time, so groups of channels are reduced first.
+    """
+    if x.is_contiguous():
+        for group in (16, 8):
+            if x.shape[1] % group == 0:
+                x = reduce(x.view(x.shape[0], -1, group, *x.shape[2:]), 2)
+                break
+    return reduce(x, 1, keepdim=True)
 
 
 def differentiate(

@@ -4,7 +4,6 @@ How the map passes, and who writes its gradient, is told in ``torchplug.kernels.
 """
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from torchplug.kernels.eager import (
     is_fused,
     is_worthwhile,
     learns,
+    reduce_channels,
     sum_positions,
 )
 from torchplug.kernels.passing import Gradient
@@ -125,18 +125,11 @@ def _part(x: Tensor, groups: int) -> Tensor:
     return x.view(x.shape[0], groups, -1, *x.shape[2:])
 
 
-def _group(x: Tensor, reduce: Callable[..., Tensor]) -> Tensor:
-    """Reduce the channels to 16 groups of neighbors: few by few they are reduced faster."""
-    if x.shape[1] % 16 or not x.is_contiguous():
-        return x
-    return reduce(_part(x, 16), 2)
-
-
 def _plain_channels(x: Tensor, gate: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     scaled = x * gate
-    if is_fused(x):  # the loop over all channels of a position that is written otherwise is slow
-        total = _group(scaled, torch.sum).sum(1, keepdim=True)
-        return x, _group(scaled, torch.amax).amax(1, keepdim=True), total / x.shape[1]
+    if is_fused(x):
+        mean = reduce_channels(scaled, torch.sum) / x.shape[1]
+        return x, reduce_channels(scaled, torch.amax), mean
     return x, scaled.amax(1, keepdim=True), scaled.mean(1, keepdim=True)
 
 
@@ -254,7 +247,7 @@ class _ChannelPool(torch.autograd.Function):
         for xi, ci, li, pi, mi in cut(x, gate, largest, place, mean):
             scaled = xi * ci
             _argmax_channels(scaled, li, pi)
-            torch.sum(_group(scaled, torch.sum), 1, keepdim=True, out=mi)
+            mi.copy_(reduce_channels(scaled, torch.sum))
         mean.div_(x.shape[1])
         ctx.save_for_backward(x, gate, place)
         return x, largest, mean

@@ -4,6 +4,7 @@ The map passes as ``torchplug.kernels.passing`` tells. A convolution to few chan
 and its backward pass writes one, which PyTorch then adds to the rest; here it is added at once.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, TypeGuard
 
@@ -12,18 +13,25 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from torchplug.kernels.eager import (
+    PIECE,
     cut,
+    cut_finely,
     differentiate,
+    is_compiled,
     is_free,
     is_fused,
     is_worthwhile,
     learns,
+    reduce_channels,
     sum_positions,
     to_fast_layout,
 )
 from torchplug.kernels.passing import Gradient
 from torchplug.kernels.pools import pool_positions
 from torchplug.nn import is_bare_conv
+
+COLUMNS = 16
+"""Width from which on a narrow map is faster made position by position than channel by channel."""
 
 FEWEST, SMALLEST_NARROW = 2, 1 << 12
 """Samples, and positions of all of them, from which on samples gain in the place of channels."""
@@ -41,7 +49,7 @@ def project(conv: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     if not _is_pointwise(conv):
         return x, conv(x)
     if is_fused(x) and conv.out_channels == 1:
-        y = (x * conv.weight[0]).sum(1, keepdim=True)  # an operator that the compiler can fuse
+        y = reduce_channels(x * conv.weight[0], torch.sum)  # which the compiler writes itself
         return x, (y if conv.bias is None else y + conv.bias)
     if conv.out_channels == 1 and learns(x, conv.weight) and _is_walkable(x, conv):
         return _Project.apply(x, conv.weight, conv.bias)
@@ -74,8 +82,8 @@ def pool_and_project(conv: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor
 def see_around(conv: nn.Module, maps: Sequence[Tensor]) -> Tensor:
     """Return ``conv`` of ``maps``, one channel each, to one channel.
 
-    Without gradients the samples stand in the place of the channels, one convolution by itself for
-    each: libraries walk over channels, of which the maps have hardly any.
+    Without gradients each map, or the samples of each, is convolved by itself: libraries walk over
+    channels, of which the maps have hardly any.
 
     >>> see_around(nn.Conv2d(2, 1, 3, padding=1), [torch.ones(1, 1, 4, 4)] * 2).shape
     torch.Size([1, 1, 4, 4])
@@ -83,16 +91,22 @@ def see_around(conv: nn.Module, maps: Sequence[Tensor]) -> Tensor:
     first = maps[0]
     if not (_is_bare(conv) and conv.bias is None and conv.out_channels == 1 and conv.groups == 1):
         return conv(torch.cat(list(maps), 1))
-    if learns(*maps, conv.weight) or not is_free(first) or not _is_native(first, conv):
+    if learns(*maps, conv.weight) or not _is_native(first, conv):
         return conv(torch.cat(list(maps), 1))
-    if len(first) < FEWEST or first.numel() < SMALLEST_NARROW:
+    if is_compiled(first):  # whose programs may have to serve every number of samples
+        y = _see_alone(torch.cat(list(maps), 1), conv.weight.transpose(0, 1), conv)
+        return y.sum(1, keepdim=True)
+    if not is_free(first) or len(first) < FEWEST or first.numel() < SMALLEST_NARROW:
         return conv(torch.cat(list(maps), 1))
     samples = torch.cat([one.transpose(0, 1) for one in maps], 1)  # (1, maps * n, h, w)
     kernels = conv.weight.transpose(0, 1).repeat_interleave(len(first), 0)
-    y = F.conv2d(
-        samples, kernels, None, conv.stride, conv.padding, conv.dilation, groups=len(kernels)
-    )
+    y = _see_alone(samples, kernels, conv)
     return y.view(len(maps), len(first), 1, *y.shape[2:]).sum(0)
+
+
+def _see_alone(x: Tensor, kernels: Tensor, conv: nn.Conv2d) -> Tensor:
+    """Convolve every channel by its own kernel, as ``conv`` would go."""
+    return F.conv2d(x, kernels, None, conv.stride, conv.padding, conv.dilation, len(kernels))
 
 
 def pool_weighted(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -151,12 +165,18 @@ def _plain_pool_project(
 
 def _pool_project(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     n, c, *size = x.shape
-    matrix = weight.flatten(1).t()
-    mean, y = x.new_empty(n, c), x.new_empty(n, *size, len(weight))
-    for xi, mi, yi in cut(x.flatten(2), mean, y.flatten(1, 2)):
+    k, positions = len(weight), math.prod(size)
+    matrix = weight.view(1, k, c).expand(n, -1, -1).mT
+    wide = k >= COLUMNS
+    y = bias.repeat(n, 1, positions, 1) if wide else bias[:, None].repeat(n, 1, 1, positions)
+    mean = x.new_empty(n, c)
+    walk = cut if x[:1].numel() * x.element_size() <= PIECE else cut_finely
+    for xi, mi, wi, yi in walk(x.flatten(2), mean, matrix, y):
         torch.mean(xi, 2, out=mi)
-        torch.baddbmm(bias, xi.mT, matrix.expand(len(xi), -1, -1), out=yi)
-    return x, mean.view(n, c, 1, 1), y.permute(0, 3, 1, 2)
+        total, pair = yi[:, 0], (xi.mT, wi) if wide else (wi.mT, xi)
+        torch.baddbmm(total, *pair, out=total)  # nobody counts the FLOPs of the form in place
+    y = (y.mT if wide else y).reshape(n, k, *size)
+    return x, mean.view(n, c, 1, 1), y.contiguous(memory_format=torch.channels_last)
 
 
 def _plain_weighted(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
