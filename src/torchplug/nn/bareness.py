@@ -6,6 +6,8 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
 
 def is_bare(layer: nn.Module) -> bool:
     """Tell whether calling ``layer`` runs its own ``forward`` and nothing more.
@@ -33,7 +35,7 @@ def is_bare_conv(layer: nn.Module) -> TypeGuard[_ConvNd]:
     >>> is_bare_conv(nn.Conv2d(1, 1, 1)), is_bare_conv(nn.Linear(1, 1))
     (True, False)
     """
-    if not isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+    if not isinstance(layer, _CONVOLUTIONS):  # not a union: PyTorch 2.9 does not compile those
         return False
-    is_own = type(layer) in (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    is_own = type(layer) in _CONVOLUTIONS
     return is_own and layer.padding_mode == "zeros" and is_bare(layer)

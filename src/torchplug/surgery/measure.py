@@ -1,6 +1,7 @@
 """Measure what plugging changed: the output and the cost."""
 
 import contextlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -57,13 +58,22 @@ def counting_flops() -> Iterator["FlopCounterMode"]:
     48
     """
     # it brings packages along that importing torchplug need not
-    from torch.utils.flop_counter import FlopCounterMode
+    from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
+    attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    missing = {} if attention in flop_registry else {attention: _count_attention}  # PyTorch 2.9
     fast_path = torch.backends.mha.get_fastpath_enabled()
     # the fused attention of eval mode is one operator that the counter does not know
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with FlopCounterMode(display=False) as counter:
+        with FlopCounterMode(display=False, custom_mapping=missing) as counter:
             yield counter
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
+
+
+def _count_attention(
+    query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, **_more: Any
+) -> int:
+    """Return the FLOPs of the scores of all pairs and of the sums that they weigh."""
+    return 2 * math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
