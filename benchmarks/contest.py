@@ -22,19 +22,29 @@ class Timing:
 
 
 def run_contest(
-    steps: Mapping[str, Step], *, device: str, seconds: float, warmups: int = 1
+    steps: Mapping[str, Step],
+    *,
+    device: str,
+    seconds: float,
+    warmups: int = 1,
+    beside: Mapping[str, Step] | None = None,
 ) -> dict[str, Timing]:
     """Run every step once a round, in a new order each time, until ``seconds`` are over.
 
-    What else the machine does falls on all of them, and so do the caches that another left.
+    What else the machine does falls on all of them, and so do the caches that another left; but
+    what is measured ``beside`` them, once a round, leaves its caches to nobody.
     """
-    order = random.Random(0)
-    inner = {name: _inner_loops(step, device, warmups) for name, step in steps.items()}
-    seen: dict[str, list[float]] = {name: [] for name in steps}
+    order, beside = random.Random(0), beside or {}
+    every = {**beside, **steps}
+    inner = {name: _inner_loops(step, device, warmups) for name, step in every.items()}
+    seen: dict[str, list[float]] = {name: [] for name in every}
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(next(iter(seen.values()))) < 3:
-        for name in order.sample(list(steps), len(steps)):
-            seen[name].append(_time(steps[name], inner[name], device))
+        shuffled = order.sample(list(steps), len(steps))
+        for name in (*beside, *shuffled):
+            if beside and name == shuffled[0]:
+                steps[name]()
+            seen[name].append(_time(every[name], inner[name], device))
     return {name: _summarize(values) for name, values in seen.items()}
 
 

@@ -46,7 +46,7 @@ def measure_row(row: Row, dtype: str, layout: str, options: argparse.Namespace) 
                 continue  # a merged form computes the same in evaluation only
             steps[peer.name], kept[peer.name] = make(peer.module, inputs)
         rates = {name: reference.step for name, reference in references.items()}
-        timings = run_contest({**steps, **rates}, device=device, seconds=options.seconds)
+        timings = run_contest(steps, device=device, seconds=options.seconds, beside=rates)
         floor = find_floor(
             flops * (3 if mode == "step" else 1),
             _compulsory_bytes(peers[0].module, inputs, mode),

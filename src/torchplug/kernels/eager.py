@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from torchplug.nn import is_exporting
+
 SMALLEST = 1 << 18
 """Elements of a map below which pieces gain nothing (``python -m benchmarks.crossover``)."""
 
@@ -49,8 +51,7 @@ def is_transformed() -> bool:
 
 def is_compiled(x: Tensor) -> bool:
     """Tell whether a compiler is at work on a tensor of a processor."""
-    compiler = torch.compiler
-    return x.device.type == "cpu" and compiler.is_compiling() and not compiler.is_exporting()
+    return x.device.type == "cpu" and torch.compiler.is_compiling() and not is_exporting()
 
 
 def is_fused(x: Tensor) -> bool:

@@ -89,19 +89,26 @@ def see_around(conv: nn.Module, maps: Sequence[Tensor]) -> Tensor:
     torch.Size([1, 1, 4, 4])
     """
     first = maps[0]
-    if not (_is_bare(conv) and conv.bias is None and conv.out_channels == 1 and conv.groups == 1):
-        return conv(torch.cat(list(maps), 1))
-    if learns(*maps, conv.weight) or not _is_native(first, conv):
+    if not _is_divisible(conv, maps):
         return conv(torch.cat(list(maps), 1))
     if is_compiled(first):  # whose programs may have to serve every number of samples
         y = _see_alone(torch.cat(list(maps), 1), conv.weight.transpose(0, 1), conv)
         return y.sum(1, keepdim=True)
-    if not is_free(first) or len(first) < FEWEST or first.numel() < SMALLEST_NARROW:
-        return conv(torch.cat(list(maps), 1))
     samples = torch.cat([one.transpose(0, 1) for one in maps], 1)  # (1, maps * n, h, w)
     kernels = conv.weight.transpose(0, 1).repeat_interleave(len(first), 0)
     y = _see_alone(samples, kernels, conv)
     return y.view(len(maps), len(first), 1, *y.shape[2:]).sum(0)
+
+
+def _is_divisible(conv: nn.Module, maps: Sequence[Tensor]) -> TypeGuard[nn.Conv2d]:
+    """Tell whether each map may be convolved by itself, and gains by it."""
+    first = maps[0]
+    if not (_is_bare(conv) and conv.bias is None and conv.out_channels == 1 and conv.groups == 1):
+        return False
+    if learns(*maps, conv.weight) or not (is_compiled(first) or is_free(first)):
+        return False
+    many = is_compiled(first) or (len(first) >= FEWEST and first.numel() >= SMALLEST_NARROW)
+    return many and _is_native(first, conv)
 
 
 def _see_alone(x: Tensor, kernels: Tensor, conv: nn.Conv2d) -> Tensor:

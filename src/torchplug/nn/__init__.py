@@ -2,6 +2,7 @@
 
 from torchplug.nn.bareness import is_bare_conv as is_bare_conv
 from torchplug.nn.batch import check_batch as check_batch
+from torchplug.nn.capture import is_exporting as is_exporting
 from torchplug.nn.channels import check_channels as check_channels
 from torchplug.nn.checkpoints import linear_to_conv as linear_to_conv
 from torchplug.nn.checkpoints import rename_matches as rename_matches
@@ -47,6 +48,7 @@ __all__ = [
     "conv_upsampled",
     "hidden_width",
     "is_bare_conv",
+    "is_exporting",
     "linear_to_conv",
     "make_act",
     "pool_to",

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from torchplug.nn.capture import is_exporting
+
 
 def pool_to(x: Tensor, bins: int) -> Tensor:
     """Return adaptive averages of ``x`` on a grid of ``bins x bins``, exact also when exported.
@@ -23,7 +25,7 @@ def pool_to(x: Tensor, bins: int) -> Tensor:
     tensor([[[[2., 3.],
               [5., 6.]]]])
     """
-    if not torch.compiler.is_exporting():
+    if not is_exporting():
         return F.adaptive_avg_pool2d(x, bins)
     rows, columns = (_averages(side, bins, x) for side in x.shape[2:])
     return rows @ (x @ columns.mT)

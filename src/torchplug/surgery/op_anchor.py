@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from torchplug.errors import PlugError, explain
+from torchplug.nn import is_exporting
 from torchplug.surgery.attach import (
     HOLDER,
     Holder,
@@ -206,7 +207,7 @@ class _OpPluggedDict(_OpPlugged, _PluggedDict):
 
 def _refuse_capture(holder: OpHolder, args: Any, kwargs: Any) -> None:
     """Raise where the capture would go past the function mode and lose the plugs."""
-    strict = torch.compiler.is_exporting() and torch.compiler.is_dynamo_compiling()
+    strict = is_exporting() and torch.compiler.is_dynamo_compiling()
     # torch.fx calls the traced module itself with one proxy for all of ``*args``
     symbolic = isinstance(args, torch.fx.Proxy) or any(
         isinstance(value, torch.fx.Proxy) for value in (*args, *kwargs.values())
