@@ -119,7 +119,7 @@ def reduce_channels(x: Tensor, reduce: Callable[..., Tensor]) -> Tensor:
     if x.is_contiguous():
         for group in (16, 8):
             if x.shape[1] % group == 0:
-                x = reduce(x.view(x.shape[0], -1, group, *x.shape[2:]), 2)
+                x = reduce(x.view(len(x), x.shape[1] // group, group, *x.shape[2:]), 2)
                 break
     return reduce(x, 1, keepdim=True)
 
