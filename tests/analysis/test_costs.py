@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import sdpa_flop_count
 
 from torchplug.analysis import (
     count_flops,
@@ -18,6 +19,7 @@ from torchplug.analysis import (
 )
 from torchplug.errors import UsageError
 from torchplug.hosts import build_model
+from torchplug.surgery import measure
 
 EXAMPLE = (2, 1, 8, 8)
 
@@ -144,3 +146,8 @@ def test_costs_of_arms_side_by_side() -> None:
     assert costs["small"]["memory"] == measure_memory(small, EXAMPLE)
     assert set(costs["wide"]["latency"]) == {"milliseconds", "ratio", "low", "high"}
     assert costs["small"]["latency"]["ratio"] == 1
+
+
+def test_fused_attention_is_counted_as_torch_counts_it() -> None:
+    shapes = torch.Size((2, 3, 5, 4)), torch.Size((2, 3, 7, 4)), torch.Size((2, 3, 7, 6))
+    assert measure._count_attention(*shapes) == sdpa_flop_count(*shapes)

@@ -121,10 +121,6 @@ def _channels(x: Tensor, gate: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return x, largest, (total / x.shape[1]).to(x.dtype)
 
 
-def _part(x: Tensor, groups: int) -> Tensor:
-    return x.view(x.shape[0], groups, -1, *x.shape[2:])
-
-
 def _plain_channels(x: Tensor, gate: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     scaled = x * gate
     if is_fused(x):
@@ -228,7 +224,7 @@ def _argmax_channels(x: Tensor, largest: Tensor, place: Tensor) -> None:
     """
     side = math.isqrt(x.shape[1])
     if side * side == x.shape[1] and x.is_contiguous() and x.dtype != torch.bfloat16:
-        square = _part(x, side)
+        square = x.view(len(x), side, side, *x.shape[2:])
         row = torch.max(square.amax(2), 1, keepdim=True, out=(largest, place))[1]
         column = square.amax(1).max(1, keepdim=True)[1]
         torch.add(column, row, alpha=side, out=place)
