@@ -31,6 +31,7 @@ ALLOWED["deployment"] = ALLOWED["fusion"] | {"fusion"}
 ALLOWED["comparison"] = ALLOWED["programs"] | {"programs", "hosts", "_version"}
 ALLOWED["reporting"] = ALLOWED["comparison"] | {"comparison"}
 ALLOWED["cli"] = ALLOWED["reporting"] | {"reporting", "fusion", "deployment"}
+ALLOWED["__main__"] = {"cli"}
 ALLOWED["__init__"] = {"_version", "catalog", "comparison", "errors", "hosts", "modules"} | {
     "programs",
     "surgery",

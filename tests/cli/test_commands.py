@@ -44,9 +44,14 @@ def test_the_installed_command_is_this_one(tmp_path: Path) -> None:
         "PYTHONPATH": os.environ.get("PYTHONPATH", ""),  # the code that is tested, not another
         "COLUMNS": str(WIDTH),
     }
-    for words in (["show", "se"], ["sites", "torchvision:resnet19"]):
+    script, module = [str(TORCHPLUG)], [sys.executable, "-m", "torchplug"]
+    for start, words in (
+        (script, ["show", "se"]),
+        (script, ["sites", "torchvision:resnet19"]),
+        (module, ["show", "se"]),
+    ):
         done = subprocess.run(
-            [str(TORCHPLUG), *words],
+            [*start, *words],
             capture_output=True,
             text=True,
             cwd=tmp_path,

@@ -39,6 +39,11 @@ def plug(*args: Any, **kwargs: Any) -> Callable[[nn.Module], object]:
 
 CASES = {
     "unknown module": (plug("cbma"), tp.UsageError, "did you mean 'cbam'"),
+    "word of the command line": (
+        plug("cbam@stage:reduction=8"),
+        tp.UsageError,
+        r"plug\(model, 'cbam', 'stage'\)",
+    ),
     "typing error in a path": (plug("se", "layre1"), tp.PlugError, "did you mean 'layer1'"),
     "half of a list": (plug("se", ["layer1", "layer9"]), tp.PlugError, "'layer9'"),
     "glob without a match": (plug("se", "conv*9"), tp.PlugError, r"'bottleneck' \(8 sites\)"),

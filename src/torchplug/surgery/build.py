@@ -70,6 +70,10 @@ def read_recipe(what: Any, name: str | None, options: Mapping[str, Any]) -> Reci
     """
     _check_name(name)
     if isinstance(what, str):
+        module, at_sign, place = what.partition("@")
+        if at_sign:
+            fix = f"pass the place by itself: plug(model, {module!r}, {place.partition(':')[0]!r})"
+            raise UsageError(explain("plug takes a module and its place apart", repr(what), fix))
         card = get_card(what)
         _check_options(card.factory, options, what)
         return Recipe(card.key, name or card.key, card.factory, card, takes_site=False)
