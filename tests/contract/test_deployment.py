@@ -7,7 +7,8 @@ from typing import Any
 import onnxruntime
 import pytest
 import torch
-from torch.export import Dim
+from torch import nn
+from torch.export import Dim, ExportedProgram
 
 from tests.contract.cases import SAMPLES, build, draw_inputs, relative_error, sample_id
 from torchplug.card import Card, Sample
@@ -52,13 +53,25 @@ def test_compile_finds_one_graph_forward_and_backward(card: Card, sample: Sample
         assert relative_error(got, wanted) < 1e-4
 
 
+_PROGRAMS: dict[tuple[str, str | None], ExportedProgram] = {}
+
+
+def export(card: Card, sample: Sample, module: nn.Module) -> ExportedProgram:
+    """Export a sample with every size open, once for all tests."""
+    name = card.key, sample_id(sample)
+    if name not in _PROGRAMS:
+        inputs = draw_inputs(sample, dtype=torch.float32)
+        shapes = dynamic_shapes(sample)
+        _PROGRAMS[name] = torch.export.export(module, inputs, dynamic_shapes=shapes)
+    return _PROGRAMS[name]
+
+
 @each_sample
 def test_export_is_dynamic_in_batch_and_size(card: Card, sample: Sample) -> None:
     module = build(card, sample, dtype=torch.float32)
-    traced = draw_inputs(sample, dtype=torch.float32)
-    program = torch.export.export(module, traced, dynamic_shapes=dynamic_shapes(sample))
     inputs = other_inputs(sample)
-    assert relative_error(program.module()(*inputs), module(*inputs)) < 1e-5
+    program = export(card, sample, module).module()
+    assert relative_error(program(*inputs), module(*inputs)) < 1e-5
 
 
 @each_sample
@@ -67,14 +80,7 @@ def test_onnx_gives_the_same_output_in_onnxruntime(card: Card, sample: Sample) -
     file = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.onnx.export(
-            module,
-            draw_inputs(sample, dtype=torch.float32),
-            file,
-            dynamo=True,
-            dynamic_shapes=dynamic_shapes(sample),
-            verbose=False,
-        )
+        torch.onnx.export(export(card, sample, module), (), file, dynamo=True, verbose=False)
     session = onnxruntime.InferenceSession(file.getvalue(), providers=["CPUExecutionProvider"])
     inputs = other_inputs(sample)
     feeds = {place.name: x.numpy() for place, x in zip(session.get_inputs(), inputs, strict=True)}
