@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.rows import ROWS
 from benchmarks.table import find_ratio
 from docs.drawing import draw
 from docs.flows import FLOWS, FOLDED, REWRITE
@@ -89,14 +90,14 @@ def _index(catalogue: list[Card]) -> str:
     lines = [
         "# The modules",
         "",
-        "Written by `python -m docs.build` from the cards and docstrings; change those, not these.",
-        "",
         "| key | module | kind | where its paper puts it | published |",
         "|---|---|---|---|---|",
         *rows,
         "",
         "[Folding a batch norm into the convolution before it](conv_bn.md) has no card, since it "
         "adds nothing to a network. The merging of ACNet and MixConv is their `merge()`.",
+        "",
+        "<!-- written by `python -m docs.build` from the cards and docstrings: change those -->",
     ]
     return "\n".join(lines) + "\n"
 
@@ -182,8 +183,8 @@ def _sign(factory: Callable[..., Any]) -> str:
 
 def _show(value: object) -> str:
     if isinstance(value, partial):
-        options = "".join(f", {name}={option!r}" for name, option in value.keywords.items())
-        return f"partial({_show(value.func)}{options})"
+        options = [f"{name}={option!r}" for name, option in value.keywords.items()]
+        return f"partial({', '.join([_show(value.func), *map(repr, value.args), *options])})"
     if isinstance(value, type):
         prefix = "nn." if value.__module__.startswith("torch.nn") else ""
         return prefix + value.__name__
@@ -260,10 +261,12 @@ def _speed(records: list[CELL]) -> str:
             "",
             "From [the stored results](../../benchmarks/results), printed by "
             "`python -m benchmarks`. The ratio is our time over that of the fastest other form "
-            "of the same function in the same run; the floor is the larger of arithmetic and "
-            "compulsory traffic.",
+            "of the same function in the same run. The last column is our time over the floor: "
+            "the larger of what the arithmetic takes at the rate of a large matrix product, and "
+            "what reading the input and writing the output takes at the rate of a copy. "
+            + _describe(records),
             "",
-            "| row | device | type | layout | mode | ms | ratio | fastest other | x floor |",
+            "| row | device | type | layout | mode | ms | ratio | fastest other | over floor |",
             "|---|---|---|---|---|---:|---:|---|---:|",
             *rows,
         ]
@@ -277,17 +280,42 @@ def _read_speeds() -> dict[str, list[CELL]]:
         records = result.get("records")
         for record in records if isinstance(records, list) else ():  # not of comparisons
             if find_ratio(record) is not None:
-                where = {"device": result["environment"]["device"]}
+                where = _where(result, record)
                 found.setdefault(record["key"], []).append(record | where)
     return found
+
+
+def _where(result: CELL, record: CELL) -> CELL:
+    runs = [result, *result.get("later", [])]
+    run = runs[record.get("run", 0)]
+    environment, threads = run["environment"], run["threads"]
+    machine = f"{environment['processor']}, torch {environment['torch']}, {threads} thread"
+    return {"device": environment["device"], "machine": machine + "s" * (threads > 1)}
+
+
+def _describe(records: list[CELL]) -> str:
+    """Say on what maps and machines the rows were measured."""
+    names = {record["row"] for record in records}
+    inputs = [
+        f"`{row.name}` takes {' and '.join('x'.join(map(str, shape)) for shape in row.shapes)}"
+        for row in ROWS
+        if row.name in names
+    ]
+    machines = sorted({record["machine"] for record in records})
+    return f"Maps: {'; '.join(inputs)}. Measured on {'; '.join(machines)}."
 
 
 def _formats(card: Card) -> str:
     if not card.formats:
         return ""
-    names = ", ".join(f"`{known.source}`" for known in card.formats)
     call = f'torchplug.convert_state_dict(state, "{card.key}", source=...)'
-    return f"## Weights of other implementations\n\n`{call}` reads {names}."
+    lines = [f"`{call}` takes the entries of one module, by their names in it.", ""]
+    for known in card.formats:
+        options = ", ".join(f"{name}={_show(value)}" for name, value in known.options.items())
+        lines.append(f"- `{known.source}`" + (f", with `{options}`" if options else ""))
+    if "hidden_channels" in inspect.signature(card.factory).parameters:
+        lines += ["", "Widths that the weights show (`hidden_channels`) are yours to pass."]
+    return "## Weights of other implementations\n\n" + "\n".join(lines)
 
 
 def _deviations(card: Card) -> str:
@@ -316,9 +344,10 @@ def _published(figures: list[CELL]) -> str:
 
 
 def _cite(paper: Paper) -> str:
+    code = f"<{paper.code}>" if "://" in paper.code else paper.code
     return (
         f"{paper.authors}: *{paper.title}*, {paper.venue} {paper.year}, "
-        f"[arXiv {paper.arxiv}]({paper.url}); code: <{paper.code}>."
+        f"[arXiv {paper.arxiv}]({paper.url}); code: {code}."
     )
 
 

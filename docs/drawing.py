@@ -10,14 +10,12 @@ from html import escape
 BOX, GAP, ROW, LINE, MARGIN = 138, 22, 14, 15, 12
 JOIN = 15
 COLORS = {
-    "map": ("#ffffff", "#8a8f98"),
     "pool": ("#e3f4e8", "#3f9a5f"),
     "conv": ("#e4edfb", "#3b6fc4"),
     "gate": ("#fdeede", "#d0802f"),
     "other": ("#f1f1f4", "#7b7f88"),
 }
 WORDS = {
-    "map": ("x,", "low", "high"),
     "gate": ("sigmoid", "softmax"),
     "pool": ("mean", "max", "pool", "average"),
     "conv": ("conv", "1×1", "3×3", "K×K", "1×3", "3×1", "7×7", "depthwise", "query"),
@@ -30,6 +28,8 @@ class Fork:
 
     join: str
     branches: tuple["Flow", ...]
+    inputs: tuple[str, ...] = ()
+    """The maps that come in, one a branch, in the place of one map for all."""
 
 
 Flow = list["str | Fork"]
@@ -81,8 +81,10 @@ def draw(title: str, flow: Flow) -> str:
     full = width + 2 * (MARGIN + 34)
     height = above + below + 2 * MARGIN
     canvas, middle = Canvas(), MARGIN + above
-    canvas.text(MARGIN + 8, middle + 4.5, "x")
-    canvas.line((MARGIN + 18, middle), (MARGIN + 34, middle), arrow=False)
+    first = flow[0]
+    if not (isinstance(first, Fork) and first.inputs):
+        canvas.text(MARGIN + 8, middle + 4.5, "x")
+        canvas.line((MARGIN + 18, middle), (MARGIN + 34, middle), arrow=False)
     _place(canvas, flow, MARGIN + 34, middle)
     canvas.line((MARGIN + 34 + width, middle), (full - MARGIN - 16, middle))
     canvas.text(full - MARGIN - 6, middle + 4.5, "y")
@@ -167,12 +169,16 @@ def _place_fork(canvas: Canvas, fork: Fork, x: float, y: float) -> None:
     width, above, _ = _measure_fork(fork)
     join = x + width - _join_width(fork.join)
     top = y - above
-    for branch in fork.branches:
+    for number, branch in enumerate(fork.branches):
         inner, branch_above, branch_below = _measure(branch)
         row = top + branch_above
         top += branch_above + branch_below + ROW
         start, end = x + GAP, x + GAP + inner
-        canvas.line((x, y), (x, row), (start, row), arrow=bool(branch))
+        if fork.inputs:
+            canvas.text(x - JOIN, row + 4.5, fork.inputs[number])
+            canvas.line((x, row), (start, row), arrow=bool(branch))
+        else:
+            canvas.line((x, y), (x, row), (start, row), arrow=bool(branch))
         _place(canvas, branch, start, row)
         middle = join + _join_width(fork.join) / 2
         if abs(row - y) < JOIN:

@@ -10,13 +10,13 @@ def fork(join: str, *branches: Flow) -> Fork:
 
 FLOWS: dict[str, Flow] = {
     "se": [
-        fork("×", ["mean over positions", "1×1, C → C/16 ReLU", "1×1, C/16 → C sigmoid"], []),
+        fork("×", ["mean over positions", "1×1, C → C/16, ReLU", "1×1, C/16 → C, sigmoid"], []),
     ],
     "scse": [
         fork(
             "max",
-            [fork("×", ["mean over positions", "1×1, C → C/2 ReLU", "1×1, C/2 → C sigmoid"], [])],
-            [fork("×", ["1×1, C → 1 sigmoid"], [])],
+            [fork("×", ["mean over positions", "1×1, C → C/2, ReLU", "1×1, C/2 → C, sigmoid"], [])],
+            [fork("×", ["1×1, C → 1, sigmoid"], [])],
         ),
     ],
     "cbam": [
@@ -34,7 +34,7 @@ FLOWS: dict[str, Flow] = {
             "×",
             [
                 fork("concat", ["max over channels"], ["mean over channels"]),
-                "7×7 conv, 2 → 1 BN, sigmoid",
+                "7×7 conv, 2 → 1, BN, sigmoid",
             ],
             [],
         ),
@@ -48,10 +48,10 @@ FLOWS: dict[str, Flow] = {
                     [
                         fork(
                             "×",
-                            ["mean over positions", "1×1, C → C/16 BN, ReLU", "1×1, C/16 → C"],
+                            ["mean over positions", "1×1, C → C/16, BN, ReLU", "1×1, C/16 → C"],
                             [
-                                "1×1, C → C/16 BN, ReLU",
-                                "2 conv 3×3, dilation 4 BN, ReLU",
+                                "1×1, C → C/16, BN, ReLU",
+                                "2 conv 3×3, dilation 4, BN, ReLU",
                                 "1×1, C/16 → 1",
                             ],
                         ),
@@ -69,7 +69,7 @@ FLOWS: dict[str, Flow] = {
             [
                 fork("sum of products", ["1×1, C → 1", "softmax over positions"], []),
                 "1×1, C → C/16",
-                "layer norm ReLU",
+                "layer norm, ReLU",
                 "1×1, C/16 → C",
             ],
             [],
@@ -85,7 +85,7 @@ FLOWS: dict[str, Flow] = {
                     ["max pool 2×2", "key: 1×1 conv, C → C/2"],
                     ["max pool 2×2", "value: 1×1 conv, C → C/2"],
                 ),
-                "1×1, C/2 → C BN (weight 0)",
+                "1×1, C/2 → C, BN (weight 0)",
             ],
             [],
         ),
@@ -97,8 +97,8 @@ FLOWS: dict[str, Flow] = {
                 fork(
                     "attend",
                     ["query: 1×1 conv, C → C/8"],
-                    ["key: 1×1 conv, C → C/8 own row and column"],
-                    ["value: 1×1 conv, C → C own row and column"],
+                    ["key: 1×1 conv, C → C/8; own row and column"],
+                    ["value: 1×1 conv, C → C; own row and column"],
                 ),
                 "times γ (0 at the start)",
             ],
@@ -107,27 +107,27 @@ FLOWS: dict[str, Flow] = {
         "the same again with the same weights",
     ],
     "sk": [
-        fork("both", ["3×3 conv BN, ReLU"], ["3×3 conv, dilation 2 BN, ReLU"]),
+        fork("both", ["3×3 conv, BN, ReLU"], ["3×3 conv, dilation 2, BN, ReLU"]),
         fork(
             "weighted sum",
             [],
             [
                 "sum of both, mean over positions",
-                "1×1, C → d BN, ReLU",
-                "1×1, d → 2C softmax over the two",
+                "1×1, C → d, BN, ReLU",
+                "1×1, d → 2C, softmax over the two",
             ],
         ),
     ],
     "splat": [
-        "3×3 conv, C → 2C' in groups BN, ReLU",
+        "3×3 conv, C → 2C' in groups, BN, ReLU",
         "two splits of C' channels",
         fork(
             "weighted sum",
             [],
             [
                 "sum of both, mean over positions",
-                "1×1, C' → d BN, ReLU",
-                "1×1, d → 2C' softmax over the two",
+                "1×1, C' → d, BN, ReLU",
+                "1×1, d → 2C', softmax over the two",
             ],
         ),
     ],
@@ -138,11 +138,11 @@ FLOWS: dict[str, Flow] = {
         "cut the channels in shares",
         fork("concat", ["depthwise 3×3"], ["depthwise 5×5"], ["depthwise 7×7"]),
     ],
-    "dwconv": ["depthwise K×K BN, ReLU", "1×1, C → C' BN, ReLU"],
+    "dwconv": ["depthwise K×K, BN, ReLU", "1×1, C → C', BN, ReLU"],
     "blazeblock": [
         fork(
             "+",
-            ["depthwise 5×5 BN", "1×1, C → C' BN"],
+            ["depthwise 5×5, BN", "1×1, C → C', BN"],
             ["max pool 2×2 at stride 2", "zeros for new channels"],
         ),
         "ReLU",
@@ -150,35 +150,35 @@ FLOWS: dict[str, Flow] = {
     "aspp": [
         fork(
             "concat",
-            ["mean over positions", "1×1 conv BN, ReLU", "spread to all positions"],
-            ["1×1 conv BN, ReLU"],
-            ["3×3 conv, rate 6 BN, ReLU"],
-            ["3×3 conv, rate 12 BN, ReLU"],
-            ["3×3 conv, rate 18 BN, ReLU"],
+            ["mean over positions", "1×1 conv, BN, ReLU", "spread to all positions"],
+            ["1×1 conv, BN, ReLU"],
+            ["3×3 conv, rate 6, BN, ReLU"],
+            ["3×3 conv, rate 12, BN, ReLU"],
+            ["3×3 conv, rate 18, BN, ReLU"],
         ),
-        "1×1 conv BN, ReLU, dropout",
+        "1×1 conv, BN, ReLU, dropout",
     ],
     "spp": [
-        "1×1, C → C/2 BN, SiLU",
+        "1×1, C → C/2, BN, SiLU",
         fork(
             "concat",
             [],
             ["max pool 5×5"],
-            ["max pool 5×5", "max pool 5×5"],
-            ["max pool 5×5", "max pool 5×5", "max pool 5×5"],
+            ["max pool 5×5", "max pool 5×5, sees 9×9"],
+            ["max pool 5×5", "max pool 5×5", "max pool 5×5, sees 13×13"],
         ),
-        "1×1 conv BN, SiLU",
+        "1×1 conv, BN, SiLU",
     ],
     "ppm": [
         fork(
             "concat",
             [],
             *(
-                [f"average pool to {b}×{b}", "1×1, C → C/4 BN, ReLU", "bilinear to H×W"]
+                [f"average pool to {b}×{b}", "1×1, C → C/4, BN, ReLU", "bilinear to H×W"]
                 for b in (1, 2, 3, 6)
             ),
         ),
-        "3×3 conv BN, ReLU, dropout",
+        "3×3 conv, BN, ReLU, dropout",
     ],
     "rfb": [
         fork(
@@ -186,11 +186,12 @@ FLOWS: dict[str, Flow] = {
             [
                 fork(
                     "concat",
-                    ["1×1, C → 2i", "3×3 conv, rate 2"],
+                    ["1×1, C → 2i\n(i = C/8)", "3×3 conv, rate 2"],
                     ["1×1, C → i", "3×3 conv, i → 2i", "3×3 conv, rate 3"],
                     ["1×1, C → i", "3×3 conv", "3×3 conv, → 2i", "3×3 conv, rate 5"],
                 ),
                 "1×1, 6i → C'",
+                "times scale (1)",
             ],
             ["1×1, C → C'"],
         ),
@@ -201,17 +202,17 @@ FLOWS: dict[str, Flow] = {
             "concat",
             ["3×3 conv, C → C'/2"],
             [
-                "3×3 conv, C → C'/4 ReLU",
-                fork("concat", ["3×3 conv"], ["3×3 conv ReLU", "3×3 conv"]),
+                "3×3 conv, C → C'/4, ReLU",
+                fork("concat", ["3×3 conv"], ["3×3 conv, ReLU", "3×3 conv"]),
             ],
         ),
         "ReLU",
     ],
     "seb": [
-        fork(
+        Fork(
             "×",
-            ["low: the finer map"],
-            ["high: a coarser map", "3×3 conv", "bilinear to the finer size"],
+            ([], ["3×3 conv", "bilinear to the size of low"]),
+            inputs=("low", "high"),
         ),
     ],
     "strippool": [
@@ -224,7 +225,7 @@ FLOWS: dict[str, Flow] = {
                     ["mean of every column", "1×3 conv, BN"],
                 ),
                 "ReLU",
-                "1×1 conv sigmoid",
+                "1×1 conv, sigmoid",
             ],
             [],
         ),

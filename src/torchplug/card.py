@@ -79,14 +79,49 @@ class Sample:
 class CheckpointFormat:
     """How the weights of another implementation are named.
 
-    ``rename`` maps their prefixes to ours (the longest match wins, ``""`` matches every name);
-    ``None`` drops the entry. ``transform`` then adjusts the renamed tensors, for example a
-    linear layer's matrix to a 1x1 kernel.
+    ``rename`` maps their prefixes to ours (the longest match wins); ``None`` drops the entry.
+    ``transform`` then adjusts the renamed tensors, for example a linear layer's matrix to a 1x1
+    kernel. A name that neither knows belongs to another module.
     """
 
     source: str
     rename: Mapping[str, str | None]
     transform: Callable[[State], State] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """With which of our options the weights fit and compute the same, beside sizes."""
+
+    def read(self, state: Mapping[str, Any]) -> State | None:
+        """Return ``state`` under our names, or ``None`` if it holds anything else or nothing."""
+        converted = self._convert(state)
+        empty = not converted and bool(self.rename or self.transform)
+        return None if empty or self._left(state, converted) else converted
+
+    def unread(self, state: Mapping[str, Any]) -> list[str]:
+        """Return the names that it cannot read, or all if no single ones are at fault."""
+        strange = [
+            name
+            for name in self._left(state, self._convert(state))
+            if self.read({other: state[other] for other in state if other != name}) is not None
+        ]
+        return strange or self._left(state, self._convert(state)) or list(state)
+
+    def _convert(self, state: Mapping[str, Any]) -> State | None:
+        renamed = _rename(state, self.rename)
+        try:
+            return self.transform(renamed) if self.transform else renamed
+        except (LookupError, ValueError, StopIteration):  # of a name that is not there
+            return None
+
+    def _left(self, state: Mapping[str, Any], converted: State | None) -> list[str]:
+        """Return the names that nothing renamed."""
+        return [
+            name
+            for name in state
+            if (converted is None or name in converted) and not self._knows(name)
+        ]
+
+    def _knows(self, name: str) -> bool:
+        return any(_has_prefix(name, prefix) for prefix in self.rename)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,18 +163,59 @@ class Card:
     """Differences from the paper or the official code, one sentence each."""
 
     def convert(self, state: Mapping[str, Any], source: str) -> State:
-        """Return ``state`` of the implementation ``source`` under this module's names."""
-        for known in self.formats:
-            if known.source == source:
-                renamed = _rename(state, known.rename)
-                return known.transform(renamed) if known.transform else renamed
-        names = [known.source for known in self.formats]
-        text = explain(
-            f"{self.key} reads only the checkpoint formats on its card",
-            f"source={source!r}",
-            nearest(source, names),
+        """Return ``state`` of the implementation ``source`` under this module's names.
+
+        Raises:
+            UsageError: if the source is unknown or the state holds anything else.
+        """
+        formats = {known.source: known for known in self.formats}
+        if source not in formats:
+            rule = f"{self.key} reads only the checkpoint formats on its card"
+            raise UsageError(explain(rule, f"source={source!r}", nearest(source, formats)))
+        _check_state(state)
+        converted = formats[source].read(state)
+        if converted is None:
+            raise UsageError(self._explain_misfit(state, formats[source]))
+        return converted
+
+    def _explain_misfit(self, state: Mapping[str, Any], chosen: CheckpointFormat) -> str:
+        rule = f"{self.key} reads the entries of one module of {chosen.source!r} and no others"
+        if not state:
+            return explain(rule, "an empty state", "pass the module's state_dict()")
+        names = chosen.unread(state)
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        got = ", ".join(map(repr, names[:3])) + more
+        fitting = [repr(known.source) for known in self.formats if known.read(state)]
+        prefix = max(
+            (prefix for prefix in _list_prefixes(state) if chosen.read(_below(state, prefix))),
+            key=lambda prefix: (len(_below(state, prefix)), prefix.count(".")),
+            default=None,
         )
-        raise UsageError(text)
+        if fitting:
+            fix = f"these are names of source={' or '.join(fitting)}"
+        elif prefix is not None:
+            fix = f"pass the entries below {prefix!r} without this prefix"
+        else:
+            fix = "pass every entry of the module, with the names that it has in itself"
+        return explain(rule, got, fix)
+
+
+def _check_state(state: object) -> None:
+    if not isinstance(state, Mapping):
+        rule, got = "weights are a state dict", type(state).__name__
+        raise UsageError(explain(rule, got, "pass module.state_dict()"))
+
+
+def _list_prefixes(state: Mapping[str, Any]) -> list[str]:
+    """Return what names begin with, up to any of their dots."""
+    parts = [name.split(".") for name in state]
+    found = (".".join(part[:count]) + "." for part in parts for count in range(1, len(part)))
+    return list(dict.fromkeys(found))
+
+
+def _below(state: Mapping[str, Any], prefix: str) -> State:
+    """Return the entries of one module by their names in it."""
+    return {name.removeprefix(prefix): state[name] for name in state if name.startswith(prefix)}
 
 
 def _rename(state: Mapping[str, Any], rename: Mapping[str, str | None]) -> State:
@@ -158,4 +234,4 @@ def _rename(state: Mapping[str, Any], rename: Mapping[str, str | None]) -> State
 
 
 def _has_prefix(name: str, prefix: str) -> bool:
-    return not prefix or name == prefix or name.startswith(prefix.rstrip(".") + ".")
+    return name == prefix or name.startswith(prefix + ".")

@@ -14,7 +14,7 @@ from tests.contract.cases import (
     relative_error,
     sample_id,
 )
-from tests.oracles import Golden
+from tests.oracles import Golden, weights_of
 from torchplug.card import Card, Sample
 
 GOLDENS = [(card, golden) for card in CARDS for golden in oracle(card).GOLDENS]
@@ -23,11 +23,7 @@ GOLDENS = [(card, golden) for card in CARDS for golden in oracle(card).GOLDENS]
 @pytest.mark.parametrize(("card", "golden"), GOLDENS, ids=lambda v: getattr(v, "name", None))
 def test_output_and_input_gradient_equal_the_recording(card: Card, golden: Golden) -> None:
     tensors = load_file(ROOT / "tests" / "golden" / f"{golden.name}.safetensors")
-    state = {
-        name.removeprefix("state/").removeprefix(golden.strip): tensor
-        for name, tensor in tensors.items()
-        if name.startswith("state/")
-    }
+    state = weights_of(golden, tensors)
     factory = golden.factory or card.factory
     module = factory(*golden.args, **golden.options, dtype=torch.float64).eval()
     if golden.prepare is not None:

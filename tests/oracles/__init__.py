@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 
 @dataclass(frozen=True)
 class Golden:
@@ -37,3 +39,12 @@ class Golden:
 
     inputs: tuple[str, ...] = ("input",)
     """The recorded inputs, in the order of our forward."""
+
+
+def weights_of(golden: Golden, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of the other implementation, under its own names."""
+    return {
+        name.removeprefix("state/").removeprefix(golden.strip): tensor
+        for name, tensor in tensors.items()
+        if name.startswith("state/")
+    }

@@ -253,12 +253,13 @@ def _read_torchvision(state: State) -> State:
     return state
 
 
+_OWN = r"image|project|branches\.\d+"
 _MMSEG = {
     r"^image_pool\.1\.": "image.",
     r"^bottleneck\.": "project.",
     r"^(aspp_modules\.)?(\d+)\.": r"branches.\2.",
-    r"\.(depthwise|pointwise)_conv\.": r".\1.",
-    r"\.bn\.": ".norm.",
+    rf"^({_OWN})(\.depthwise|\.pointwise)_conv\.": r"\1\2.",
+    rf"^((?:{_OWN})(?:\.\w+)?)\.bn\.": r"\1.norm.",
 }
 
 
@@ -324,7 +325,10 @@ CARD = Card(
     formats=(
         CheckpointFormat(source="torchvision", rename={}, transform=_read_torchvision),
         CheckpointFormat(
-            source="mmseg", rename={"conv_seg": None}, transform=rename_matches(_MMSEG)
+            source="mmseg",
+            options={"kernel_size": 3},
+            rename={"conv_seg": None},
+            transform=rename_matches(_MMSEG),
         ),
         CheckpointFormat(
             source="ebook",  # one branch, as two of our separable ones: atrous, then not

@@ -246,6 +246,7 @@ CARD = Card(
         ),
         CheckpointFormat(
             source="xmu",
+            options={"channel_layers": 3, "spatial_layers": 3, "dilation": 1, "combine": "sum"},
             rename={
                 **{f"ca.ca.fc{i}": f"channel.{i}.0" for i in range(3)},
                 **{f"ca.ca.bn{i}": f"channel.{i}.1" for i in range(3)},

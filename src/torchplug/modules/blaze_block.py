@@ -244,7 +244,9 @@ CARD = Card(
     ),
     formats=(
         CheckpointFormat(
-            source="mediapipe", rename={"convs.0": "first.depthwise", "convs.1": "first.pointwise"}
+            source="mediapipe",
+            options={"norm_layer": None},
+            rename={"convs.0": "first.depthwise", "convs.1": "first.pointwise"},
         ),
         CheckpointFormat(
             source="tkat0",

@@ -354,6 +354,7 @@ CARD = Card(
         ),
         CheckpointFormat(
             source="timm",
+            options={"bias": False},
             rename={
                 "channel.fc1": "channel.reduce",
                 "channel.fc2": "channel.expand",

@@ -221,6 +221,7 @@ CARD = Card(
         CheckpointFormat(source="official_spatial", rename={"conv": "squeeze"}),
         CheckpointFormat(
             source="smp",
+            options={"fusion": "add"},
             rename={
                 "cSE.1": "channel.reduce",
                 "cSE.3": "channel.expand",

@@ -157,7 +157,10 @@ def _flatten_gamma(state: State) -> State:
     return {**state, "gamma": state["gamma"].reshape(1)} if "gamma" in state else state
 
 
-_PROJECTIONS = {"query_conv": "query", "key_conv": "key", "value_conv": "value"}
+_PROJECTIONS = {
+    **{f"{name}_conv": name for name in ("query", "key", "value")},
+    "gamma": "gamma",
+}
 
 CARD = Card(
     key="cc",

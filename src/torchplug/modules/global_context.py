@@ -252,7 +252,12 @@ CARD = Card(
     formats=(
         CheckpointFormat(source="official", rename=_OFFICIAL),
         CheckpointFormat(source="mmcv", rename=_OFFICIAL),
-        CheckpointFormat(source="timm", rename=_TIMM, transform=_vector_to_map),
+        CheckpointFormat(
+            source="timm",
+            options={"fusion": "scale", "eps": 1e-6},
+            rename=_TIMM,
+            transform=_vector_to_map,
+        ),
     ),
     deviations=(
         "reduction is a divisor; the authors' code multiplies by a ratio.",

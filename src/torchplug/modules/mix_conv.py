@@ -32,6 +32,7 @@ from torchplug.nn import (
     check_choice,
     check_odd,
     check_positive,
+    rename_matches,
     replace_weights,
     reset_layers,
 )
@@ -357,8 +358,16 @@ CARD = Card(
         ),
     ),
     formats=(
-        CheckpointFormat(source="timm", rename={"": "branches."}),
-        CheckpointFormat(source="ultralytics", rename={"m": "branches", "bn": "norm"}),
+        CheckpointFormat(
+            source="timm",
+            rename={},
+            transform=rename_matches({r"^(\d+)\.(weight|bias)$": r"branches.\1.\2"}),
+        ),
+        CheckpointFormat(
+            source="ultralytics",
+            options={"norm_layer": nn.BatchNorm2d, "act_layer": nn.SiLU, "wiring": "gcd"},
+            rename={"m": "branches", "bn": "norm"},
+        ),
     ),
     deviations=(
         "even kernel sizes are refused.",

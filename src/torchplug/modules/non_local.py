@@ -298,6 +298,7 @@ CARD = Card(
     formats=(
         CheckpointFormat(
             source="official",
+            options={"dimension": 3},
             rename={
                 "conv_theta": "query",
                 "conv_phi": "key",
@@ -306,13 +307,17 @@ CARD = Card(
                 "bn": "norm",
             },
         ),
-        CheckpointFormat(source="mmcv", rename=_MMCV, transform=_add_output_bias),
+        CheckpointFormat(
+            source="mmcv", options={"subsample": "none"}, rename=_MMCV, transform=_add_output_bias
+        ),
         CheckpointFormat(
             source="timm",
-            rename={"t": "query", "p": "key", "g": "value", "z": "expand"},
+            options={"scale": "channels", "subsample": "none"},
+            rename={"t": "query", "p": "key", "g": "value", "z": "expand", "norm": "norm"},
         ),
         CheckpointFormat(
             source="alexhex7",
+            options={"subsample": "none"},
             rename={
                 "theta": "query",
                 "phi": "key",

@@ -259,6 +259,7 @@ CARD = Card(
         ),
         CheckpointFormat(
             source="mmseg",
+            options={"align_corners": False},
             rename={
                 "bottleneck.conv": "project.conv",
                 "bottleneck.bn": "project.norm",
@@ -271,6 +272,16 @@ CARD = Card(
                 }
             ),
         ),
-        CheckpointFormat(source="lextal", rename={}, transform=_read_copy),
+        CheckpointFormat(
+            source="lextal",
+            options={
+                "kernel_size": 1,
+                "align_corners": False,
+                "norm_layer": None,
+                "branch_act_layer": None,
+            },
+            rename={},
+            transform=_read_copy,
+        ),
     ),
 )

@@ -359,7 +359,7 @@ CARD = Card(
     formats=(
         CheckpointFormat(
             source="official",
-            rename={"ConvLinear": "project"},
+            rename={"ConvLinear": "project", "shortcut": "shortcut"},
             transform=_read_official,
         ),
     ),

@@ -162,7 +162,9 @@ CARD = Card(
     ),
     formats=(
         CheckpointFormat(source="fuse_seg", rename={"conv": "embed.0"}),
-        CheckpointFormat(source="exfuse", rename={"convs": "embed"}),
+        CheckpointFormat(
+            source="exfuse", options={"align_corners": True}, rename={"convs": "embed"}
+        ),
     ),
     deviations=(
         "there is no official code; upsampling follows PyTorch's default, align_corners=False.",

@@ -255,6 +255,7 @@ CARD = Card(
         ),
         CheckpointFormat(
             source="timm",
+            options={"act_after": "depthwise"},
             rename={
                 "conv_dw": "depthwise",
                 "bn1": "depthwise_norm",

@@ -202,7 +202,13 @@ def _count(
     return conv + reduce + hidden * radix * after // cardinality + radix * after
 
 
-_FORMAT = {"bn0": "norm", "fc1": "reduce", "bn1": "hidden_norm", "fc2": "select"}
+_FORMAT = {
+    "conv": "conv",
+    "bn0": "norm",
+    "fc1": "reduce",
+    "bn1": "hidden_norm",
+    "fc2": "select",
+}
 
 CARD = Card(
     key="splat",

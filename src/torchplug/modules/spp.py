@@ -198,7 +198,9 @@ CARD = Card(
         ),
     ),
     formats=(
-        CheckpointFormat(source="darknet", rename={}),
+        CheckpointFormat(
+            source="darknet", options={"reduction": None, "order": "map_last"}, rename={}
+        ),
         CheckpointFormat(
             source="ultralytics",
             rename={

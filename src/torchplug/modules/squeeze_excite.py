@@ -144,6 +144,7 @@ CARD = Card(
         CheckpointFormat(source="torchvision", rename={"fc1": "reduce", "fc2": "expand"}),
         CheckpointFormat(
             source="moskomule",
+            options={"bias": False},
             rename={"fc.0": "reduce", "fc.2": "expand"},
             transform=linear_to_conv,
         ),

@@ -17,6 +17,7 @@ mahyarnajibi/SSH, commit 9389c2be) and with the batch-normed form that RetinaFac
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -125,12 +126,20 @@ def _flops(module: SSH, shape: tuple[int, ...]) -> int:
 def _merge(state: State, parts: Mapping[str, Sequence[str]]) -> State:
     """Stack the tensors of the layers that are one layer here, along their outputs."""
     merged: State = {}
+    known = tuple(f"{prefix}." for prefixes in parts.values() for prefix in prefixes)
+    if not all(name.startswith(known) for name in state):
+        raise LookupError
     for field, prefixes in parts.items():
         first = f"{prefixes[0]}."
         for ending in [name.removeprefix(first) for name in state if name.startswith(first)]:
             tensors = [state[f"{prefix}.{ending}"] for prefix in prefixes]
             merged[f"{field}.{ending}"] = torch.cat(tensors) if tensors[0].ndim else tensors[0]
     return merged
+
+
+_HEADS = {
+    f"m{level}_ssh_{head}": None for level in (1, 2, 3) for head in ("cls_score", "bbox_pred")
+}
 
 
 def _read_official(state: State) -> State:
@@ -217,8 +226,18 @@ CARD = Card(
         ),
     ),
     formats=(
-        CheckpointFormat(source="official", rename={}, transform=_read_official),
-        CheckpointFormat(source="retinaface", rename={}, transform=_read_retinaface),
-        CheckpointFormat(source="ebook", rename={}, transform=_read_ebook),
+        CheckpointFormat(source="official", rename=_HEADS, transform=_read_official),
+        CheckpointFormat(
+            source="retinaface",
+            options={"norm_layer": nn.BatchNorm2d, "act_layer": partial(nn.LeakyReLU, 0.1)},
+            rename={},
+            transform=_read_retinaface,
+        ),
+        CheckpointFormat(
+            source="ebook",
+            options={"norm_layer": nn.BatchNorm2d, "context_only": True},
+            rename={},
+            transform=_read_ebook,
+        ),
     ),
 )
