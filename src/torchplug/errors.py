@@ -6,7 +6,8 @@
     └── MissingExtra (also an ImportError)  an optional package is not installed
 
 Every text has three parts, made by :func:`explain`: the rule, what was received, the way out.
-Constructors of modules raise a plain ``ValueError`` with the same three parts.
+Constructors of modules raise a plain ``ValueError`` with the same three parts, or a ``TypeError``
+where the type is another than the argument's.
 """
 
 import difflib

@@ -90,7 +90,7 @@ def test_autocast_keeps_the_type_of_the_map() -> None:
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"recurrence": 0}, "needs a pass: got recurrence=0; pass 2"),
+        ({"recurrence": 0}, "recurrence must be at least 1: got recurrence=0"),
         ({"reduction": 32}, "got channels=16 and reduction=32; pass hidden_channels=1"),
     ],
 )

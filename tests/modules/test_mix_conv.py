@@ -143,9 +143,9 @@ def test_a_norm_in_training_cannot_be_merged() -> None:
     [
         ((2,), {}, "each kernel size needs a channel: got 2 channels in shares"),
         ((8,), {"kernel_sizes": ()}, "each kernel size needs a channel"),
-        ((8,), {"kernel_sizes": (3, 4)}, "each of kernel_sizes must be odd"),
+        ((8,), {"kernel_sizes": (3, 4)}, r"kernel_sizes\[1\] must be odd"),
         ((8, 12), {}, "got in_channels=8 and out_channels=12; pass out_channels=8"),
-        ((8, 0), {}, "got in_channels=8 and out_channels=0"),
+        ((8, 0), {}, "got out_channels=0"),
         ((8,), {"wiring": "mixed"}, "wiring is one of"),
         ((8,), {"split": "eqal"}, "did you mean 'equal'"),
         ((8,), {"padding": "valid"}, "padding is one of"),

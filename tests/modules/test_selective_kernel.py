@@ -64,7 +64,7 @@ def test_training_compiles_and_exports_with_every_size_dynamic() -> None:
         ((64, 64), {"branches": 1}, "at least 2 branches: got branches=1; pass 2"),
         ((48, 64), {}, "must divide in_channels: got in_channels=48 and groups=32; .*groups=16"),
         ((64, 48), {}, "must divide out_channels: got out_channels=48 and groups=32"),
-        ((64, 64), {"groups": 0}, "must divide in_channels: got in_channels=64 and groups=0"),
+        ((64, 64), {"groups": 0}, "groups must be at least 1: got groups=0"),
         ((64, 64), {"hidden_channels": 0}, "at least 1 hidden channel: got hidden_channels=0"),
         ((64, 64), {"reduction": 0}, "reduction must be at least 1"),
     ],

@@ -65,7 +65,7 @@ def test_training_compiles_and_exports_with_every_size_dynamic() -> None:
         ((24, 24), {"cardinality": 3}, "must divide hidden_channels: got hidden_channels=32"),
         ((16, 16), {"kernel_size": 4}, "kernel_size must be odd: got kernel_size=4"),
         ((16, 16), {"downsample": "pool"}, "downsample is one of .*: got 'pool'"),
-        ((16, 16), {"radix": 0}, "must divide in_channels"),
+        ((16, 16), {"radix": 0}, "radix must be at least 1"),
     ],
 )
 def test_impossible_options_are_refused(

@@ -1,10 +1,15 @@
-"""Sizes that no layer can have are refused when it is made, with the rule and the way out."""
+"""What no layer can have is refused when it is made, with the rule and the way out."""
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
+from torch import nn
 
 import torchplug as tp
+from tests.contract.cases import CARDS, sample_id
+from torchplug.card import Card
 from torchplug.modules.concurrent_se import SpatialExcite
 
 REFUSED: dict[str, tuple[Callable[[], object], str]] = {
@@ -33,3 +38,34 @@ def test_an_impossible_size_is_refused(case: str) -> None:
     make, text = REFUSED[case]
     with pytest.raises(ValueError, match=text):
         make()
+
+
+def list_wrong_types(card: Card) -> Iterator[tuple[dict[str, Any], str]]:
+    """Every argument of a class with what people pass in the place of what it takes."""
+    for parameter in inspect.signature(card.factory).parameters.values():
+        name, default = parameter.name, parameter.default
+        if name.endswith("_layer"):
+            kind = name.removeprefix("branch_")
+            yield from (({name: wrong}, f"{kind} is a class") for wrong in (nn.ReLU(), "bn"))
+        elif default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
+            wrongs = ("64", 64.0) if name == "high_channels" else ("64", 64.0, (64, 64))
+            yield from (({name: wrong}, rf"{name}.* must be") for wrong in wrongs)
+        elif name in ("hidden_channels", "min_hidden") or type(default) is int:
+            yield from (
+                ({name: wrong}, f"{name} must be a whole number") for wrong in ((3, 3), "8")
+            )
+        elif type(default) is float:
+            yield {name: "big"}, f"{name} must be a number"
+        elif type(default) is tuple:
+            yield from (({name: wrong}, f"{name} must be a sequence") for wrong in (3, "avg"))
+
+
+@pytest.mark.parametrize("card", CARDS, ids=sample_id)
+def test_a_wrong_type_is_refused_by_its_name(card: Card) -> None:
+    channels = [name for name in inspect.signature(card.factory).parameters if "channels" in name]
+    given = dict.fromkeys([name for name in channels if name != "hidden_channels"], 64)
+    cases = list(list_wrong_types(card))
+    assert cases
+    for wrong, text in cases:
+        with pytest.raises(TypeError, match=rf"{text}.*: got .*; "):
+            card.factory(**{**given, **wrong})

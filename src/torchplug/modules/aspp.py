@@ -41,6 +41,7 @@ from torchplug.nn import (
     check_fraction,
     check_odd,
     check_positive,
+    check_several,
     conv_upsampled,
     rename_matches,
     reset_layers,
@@ -151,6 +152,7 @@ class ASPP(nn.Module):
         hidden = _branch_width(out_channels, hidden_channels)
         check_positive({"in_channels": in_channels, "hidden_channels": hidden})
         check_fraction("dropout", dropout)
+        check_several("rates", rates)
         check_positive({f"rates[{index}]": rate for index, rate in enumerate(rates)})
         self.in_channels, self.hidden_channels, self.rates = in_channels, hidden, tuple(rates)
         layers: dict[str, Any] = {
@@ -210,6 +212,8 @@ class ASPP(nn.Module):
 
 
 def _branch_width(out_channels: int | None, hidden_channels: int | None) -> int:
+    if out_channels is not None:
+        check_positive({"out_channels": out_channels})
     width = out_channels if hidden_channels is None else hidden_channels
     if width is None:
         rule = "a concatenation needs the width of its branches"

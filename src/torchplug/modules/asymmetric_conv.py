@@ -26,11 +26,13 @@ from torchplug.card import Card, CheckpointFormat, Paper, Place, Sample
 from torchplug.errors import explain
 from torchplug.nn import (
     affine_of,
+    build_norm,
     check_choice,
     check_divisible,
     check_natural,
     check_odd,
     check_positive,
+    check_several,
     replace_weights,
     reset_layers,
 )
@@ -104,9 +106,7 @@ class AsymmetricConv(nn.Module):
         check_divisible(widths, groups, "groups")
         check_positive({"stride": stride, "dilation": dilation})
         check_choice("padding_mode", padding_mode, get_args(PaddingMode))
-        if len(gammas) != 3:
-            rule = "each of three norms has a gamma to start from"
-            raise ValueError(explain(rule, f"gammas={gammas}", "pass three numbers"))
+        _check_gammas(gammas)
         self.in_channels, self.out_channels = in_channels, out_channels
         self.kernel_size, self.gammas = kernel_size, tuple(gammas)
         reach = dilation * (kernel_size // 2)
@@ -132,11 +132,11 @@ class AsymmetricConv(nn.Module):
             )
 
         self.square = convolve((kernel_size, kernel_size), (padding, padding))
-        self.square_norm = norm_layer(out_channels, **factory)
+        self.square_norm = build_norm(norm_layer, out_channels, **factory)
         self.horizontal = convolve((1, kernel_size), (margin, padding))
-        self.horizontal_norm = norm_layer(out_channels, **factory)
+        self.horizontal_norm = build_norm(norm_layer, out_channels, **factory)
         self.vertical = convolve((kernel_size, 1), (padding, margin))
-        self.vertical_norm = norm_layer(out_channels, **factory)
+        self.vertical_norm = build_norm(norm_layer, out_channels, **factory)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -185,6 +185,13 @@ class AsymmetricConv(nn.Module):
 def _fold(conv: nn.Conv2d, norm: nn.Module) -> tuple[Tensor, Tensor]:
     scale, shift = affine_of(norm)
     return conv.weight * scale[:, None, None, None], shift
+
+
+def _check_gammas(gammas: Sequence[float]) -> None:
+    check_several("gammas", gammas)
+    if len(gammas) != 3:
+        rule = "each of three norms has a gamma to start from"
+        raise ValueError(explain(rule, f"gammas={gammas}", "pass three numbers"))
 
 
 def _flops(module: AsymmetricConv, shape: tuple[int, ...]) -> int:

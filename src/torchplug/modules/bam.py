@@ -24,7 +24,15 @@ from torch import Tensor, nn
 from torchplug.card import Card, CheckpointFormat, Paper, Place, Sample
 from torchplug.errors import explain
 from torchplug.kernels import Rule, apply_gates, pool_and_project
-from torchplug.nn import check_batch, check_choice, check_positive, hidden_width, linear_to_conv
+from torchplug.nn import (
+    build_norm,
+    check_batch,
+    check_choice,
+    check_natural,
+    check_positive,
+    hidden_width,
+    linear_to_conv,
+)
 
 Combine = Literal["product", "sum"]
 NormLayer = Callable[..., nn.Module]
@@ -45,7 +53,7 @@ def _conv_norm_act(
     conv = nn.Conv2d(
         in_channels, out_channels, kernel_size, padding=padding, dilation=dilation, **factory
     )
-    return nn.Sequential(conv, norm_layer(out_channels, **factory), nn.ReLU())
+    return nn.Sequential(conv, build_norm(norm_layer, out_channels, **factory), nn.ReLU())
 
 
 class BAM(nn.Module):
@@ -100,6 +108,7 @@ class BAM(nn.Module):
     ) -> None:
         super().__init__()
         check_choice("combine", combine, ("product", "sum"))
+        check_natural({"channel_layers": channel_layers, "spatial_layers": spatial_layers})
         if channel_layers < 1 or spatial_layers < 0:
             got = f"channel_layers={channel_layers}, spatial_layers={spatial_layers}"
             raise ValueError(explain("BAM needs a channel layer", got, "pass 1 and 2"))

@@ -27,7 +27,15 @@ from torch.nn import functional as F
 
 from torchplug.card import Card, CheckpointFormat, Paper, Place, Sample, State
 from torchplug.errors import explain
-from torchplug.nn import SamePad2d, build_act, check_choice, check_odd, check_positive, reset_layers
+from torchplug.nn import (
+    SamePad2d,
+    build_act,
+    build_norm,
+    check_choice,
+    check_odd,
+    check_positive,
+    reset_layers,
+)
 
 Padding = Literal["same", "symmetric"]
 NormLayer = Callable[..., nn.Module]
@@ -86,8 +94,9 @@ class BlazeBlock(nn.Module):
         super().__init__()
         check_choice("padding", padding, ("same", "symmetric"))
         check_odd("kernel_size", kernel_size)
+        check_positive({"in_channels": in_channels, "out_channels": out_channels, "stride": stride})
         between = out_channels if hidden_channels is None else hidden_channels
-        check_positive({"in_channels": in_channels, "hidden_channels": between})
+        check_positive({"hidden_channels": between})
         if out_channels < in_channels:
             rule = "the shortcut of a BlazeBlock gains channels or keeps them"
             got = f"in_channels={in_channels} and out_channels={out_channels}"
@@ -158,12 +167,12 @@ def _make_half(
         **factory,
     )
     if norm_layer is not None:
-        layers["depthwise_norm"] = norm_layer(in_channels, **factory)
+        layers["depthwise_norm"] = build_norm(norm_layer, in_channels, **factory)
     layers["pointwise"] = nn.Conv2d(
         in_channels, out_channels, 1, bias=norm_layer is None, **factory
     )
     if norm_layer is not None:
-        layers["pointwise_norm"] = norm_layer(out_channels, **factory)
+        layers["pointwise_norm"] = build_norm(norm_layer, out_channels, **factory)
     return nn.Sequential(OrderedDict(layers))
 
 

@@ -21,7 +21,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchplug.card import Card, CheckpointFormat, Paper, Place, Sample, State
 from torchplug.errors import explain
 from torchplug.kernels import apply_gate, apply_gates, pool_channels, pool_positions, see_around
-from torchplug.nn import check_choice, hidden_width, linear_to_conv
+from torchplug.nn import (
+    build_gate,
+    build_norm,
+    check_choice,
+    check_odd,
+    check_several,
+    hidden_width,
+    linear_to_conv,
+)
 
 NormLayer = Callable[..., nn.Module]
 Pool = Literal["avg", "max", "lp", "lse"]
@@ -62,6 +70,7 @@ class ChannelGate(nn.Module):
         dtype: Any = None,
     ) -> None:
         super().__init__()
+        check_several("pools", pools)
         for pool in pools:
             check_choice("pools", pool, _POOLS)
         if not pools:
@@ -74,7 +83,7 @@ class ChannelGate(nn.Module):
         self.reduce = nn.Conv2d(channels, self.hidden_channels, 1, bias=bias, **factory)
         self.act = nn.ReLU()
         self.expand = nn.Conv2d(self.hidden_channels, channels, 1, bias=bias, **factory)
-        self.gate = gate_layer()
+        self.gate = build_gate(gate_layer)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -137,15 +146,15 @@ class SpatialGate(nn.Module):
         dtype: Any = None,
     ) -> None:
         super().__init__()
-        if kernel_size < 1 or kernel_size % 2 == 0:
-            fix = "pass 3, 5 or 7"
-            raise ValueError(explain("kernel_size must be odd", f"kernel_size={kernel_size}", fix))
+        check_odd("kernel_size", kernel_size)
         factory = {"device": device, "dtype": dtype}
         self.conv = nn.Conv2d(2, 1, kernel_size, padding=kernel_size // 2, bias=False, **factory)
-        self.norm = norm_layer(1, **factory) if norm_layer is not None else nn.Identity()
+        self.norm = (
+            build_norm(norm_layer, 1, **factory) if norm_layer is not None else nn.Identity()
+        )
         if isinstance(self.norm, _BatchNorm) and isinstance(norm_layer, type):
             self.norm.momentum = 0.01
-        self.gate = gate_layer()
+        self.gate = build_gate(gate_layer)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -19,7 +19,12 @@ from torch import Tensor, nn
 from torchplug.card import Card, CheckpointFormat, Paper, Place, Sample
 from torchplug.kernels import Rule, apply_gate, apply_gates, pool_and_project, project
 from torchplug.modules.squeeze_excite import SqueezeExcite
-from torchplug.nn import check_channels, check_choice, linear_to_conv
+from torchplug.nn import (
+    build_gate,
+    check_channels,
+    check_choice,
+    linear_to_conv,
+)
 
 Fusion = Literal["max", "add"]
 _RULES: dict[Fusion, Rule] = {"max": "max", "add": "sum"}
@@ -55,7 +60,7 @@ class SpatialExcite(nn.Module):
         super().__init__()
         check_channels("channels", channels)
         self.squeeze = nn.Conv2d(channels, 1, 1, bias=bias, device=device, dtype=dtype)
-        self.gate = gate_layer()
+        self.gate = build_gate(gate_layer)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -21,8 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from torchplug.card import Card, CheckpointFormat, Paper, Place, Sample, State
-from torchplug.errors import explain
-from torchplug.nn import hidden_width
+from torchplug.nn import (
+    check_positive,
+    hidden_width,
+)
 
 
 class CrissCross(nn.Module):
@@ -68,9 +70,7 @@ class CrissCross(nn.Module):
         dtype: Any = None,
     ) -> None:
         super().__init__()
-        if recurrence < 1:
-            rule, fix = "criss-cross attention needs a pass", "pass 2, as the paper does"
-            raise ValueError(explain(rule, f"recurrence={recurrence}", fix))
+        check_positive({"recurrence": recurrence})
         hidden = hidden_width(channels, reduction=reduction, hidden_channels=hidden_channels)
         self.channels, self.hidden_channels, self.recurrence = channels, hidden, recurrence
         factory = {"device": device, "dtype": dtype}

@@ -25,7 +25,12 @@ from torchplug.kernels import (
     pool_weighted,
     project,
 )
-from torchplug.nn import build_act, check_choice, hidden_width
+from torchplug.nn import (
+    build_act,
+    check_choice,
+    check_number,
+    hidden_width,
+)
 
 Pooling = Literal["attention", "average"]
 Fusion = Literal["add", "scale", "scale_add"]
@@ -118,6 +123,7 @@ class GlobalContext(nn.Module):
         super().__init__()
         check_choice("pooling", pooling, ("attention", "average"))
         check_choice("fusion", fusion, ("add", "scale", "scale_add"))
+        check_number("eps", eps)
         hidden = hidden_width(
             channels, reduction=reduction, hidden_channels=hidden_channels, at_least=2
         )

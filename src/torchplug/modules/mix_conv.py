@@ -29,9 +29,11 @@ from torchplug.nn import (
     SamePad2d,
     affine_of,
     build_act,
+    build_norm,
     check_choice,
     check_odd,
     check_positive,
+    check_several,
     rename_matches,
     replace_weights,
     reset_layers,
@@ -109,10 +111,12 @@ class MixConv(nn.Module):
         check_choice("wiring", wiring, ("depthwise", "split", "gcd", "dense"))
         check_choice("padding", padding, ("symmetric", "same"))
         check_positive({"stride": stride, "dilation": dilation})
-        for size in kernel_sizes:
-            check_odd("each of kernel_sizes", size)
+        check_several("kernel_sizes", kernel_sizes)
+        for index, size in enumerate(kernel_sizes):
+            check_odd(f"kernel_sizes[{index}]", size)
         self.in_channels = in_channels
         self.out_channels = in_channels if out_channels is None else out_channels
+        check_positive({"in_channels": in_channels, "out_channels": self.out_channels})
         self.kernel_sizes, self.wiring = tuple(kernel_sizes), wiring
         self.splits_input = wiring in ("depthwise", "split")
         self.stride, self.dilation = stride, dilation
@@ -139,7 +143,7 @@ class MixConv(nn.Module):
             self.branches.append(conv)
             if self.pads_before:
                 self.pads.append(SamePad2d(taps, stride, step))
-        self.norm = norm_layer(self.out_channels, **factory) if norm_layer else None
+        self.norm = build_norm(norm_layer, self.out_channels, **factory) if norm_layer else None
         self.act = build_act(act_layer, device=device, dtype=dtype) if act_layer else None
         self.reset_parameters()
 

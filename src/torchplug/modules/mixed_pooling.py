@@ -31,6 +31,7 @@ from torchplug.nn import (
     check_channels,
     check_fraction,
     check_natural,
+    check_several,
     conv_norm_act,
     hidden_width,
     pool_to,
@@ -74,12 +75,13 @@ class MixedPooling(nn.Module):
         reduction: int = 4,
         hidden_channels: int | None = None,
         align_corners: bool = True,
-        norm_layer: NormLayer = nn.BatchNorm2d,
+        norm_layer: NormLayer | None = nn.BatchNorm2d,
         act_layer: ActLayer = nn.ReLU,
         device: Any = None,
         dtype: Any = None,
     ) -> None:
         super().__init__()
+        check_several("bins", bins)
         if any(side < 1 for side in bins):
             raise ValueError(explain("a grid needs a cell", f"bins={bins}", "pass (20, 12)"))
         hidden = hidden_width(channels, reduction=reduction, hidden_channels=hidden_channels)
@@ -113,7 +115,7 @@ class MixedPooling(nn.Module):
         total = self.local(x)
         for side, grid in zip(self.bins, self.grids, strict=True):
             pooled = pool_to(x, side)
-            check_batch(pooled, grid.get_submodule("norm"), owner="mixed pooling")
+            check_batch(pooled, getattr(grid, "norm", None), owner="mixed pooling")
             total = total + F.interpolate(
                 grid(pooled), x.shape[2:], mode="bilinear", align_corners=self.align_corners
             )
@@ -163,7 +165,7 @@ class StripPoolingHead(nn.Module):
         bins: tuple[int, ...] = (20, 12),
         align_corners: bool = True,
         dropout: float = 0.1,
-        norm_layer: NormLayer = nn.BatchNorm2d,
+        norm_layer: NormLayer | None = nn.BatchNorm2d,
         act_layer: ActLayer = nn.ReLU,
         device: Any = None,
         dtype: Any = None,

@@ -31,7 +31,13 @@ from torch.nn import functional as F
 from torchplug.card import Card, CheckpointFormat, Paper, Place, Sample, State
 from torchplug.errors import explain
 from torchplug.kernels import attend
-from torchplug.nn import check_choice, hidden_width, is_bare_conv
+from torchplug.nn import (
+    build_norm,
+    check_choice,
+    check_whole,
+    hidden_width,
+    is_bare_conv,
+)
 
 Pairwise = Literal["embedded_gaussian", "gaussian", "dot_product", "concatenation"]
 Scale = Literal["hidden", "channels", "none"]
@@ -101,6 +107,7 @@ class NonLocal(nn.Module):
         check_choice("pairwise", pairwise, ("embedded_gaussian", "gaussian", *_PLAIN))
         check_choice("scale", scale, ("hidden", "channels", "none"))
         check_choice("subsample", subsample, ("before", "after", "none"))
+        check_whole("dimension", dimension)
         if dimension not in {1, 2, 3}:
             fix = "pass 2 for images"
             raise ValueError(explain("dimension is 1, 2 or 3", f"dimension={dimension}", fix))
@@ -122,7 +129,7 @@ class NonLocal(nn.Module):
         self.expand = conv(hidden, channels, 1, **factory)
         if norm in _NORMS:
             norm = _NORMS[dimension - 1]
-        self.norm = norm(channels, **factory) if norm is not None else None
+        self.norm = build_norm(norm, channels, **factory) if norm is not None else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -34,6 +34,7 @@ from torchplug.nn import (
     check_fraction,
     check_odd,
     check_positive,
+    check_several,
     conv_upsampled,
     hidden_width,
     pool_to,
@@ -98,11 +99,13 @@ class PyramidPooling(nn.Module):
     ) -> None:
         super().__init__()
         check_odd("kernel_size", kernel_size)
+        check_several("bins", bins)
         if not bins or min(bins) < 1:
             fix = "pass (1, 2, 3, 6)"
             raise ValueError(explain("bins are sides of one grid or more", f"bins={bins}", fix))
         check_fraction("dropout", dropout)
         divisor = len(bins) if reduction is None else reduction
+        check_positive({"in_channels": in_channels})
         hidden = hidden_width(in_channels, reduction=divisor, hidden_channels=hidden_channels)
         self.in_channels, self.hidden_channels = in_channels, hidden
         self.bins, self.align_corners = tuple(bins), align_corners

@@ -32,7 +32,9 @@ from torchplug.nn import (
     NormLayer,
     build_act,
     check_choice,
+    check_number,
     check_positive,
+    check_several,
     hidden_width,
     rename_matches,
     reset_layers,
@@ -151,6 +153,7 @@ class RFB(nn.Module):
             out_channels,
             hidden,
         )
+        check_number("scale", scale)
         self.stride, self.variant, self.scale = stride, variant, scale
         self.rates = _check_rates(variant, rates)
         layers: dict[str, Any] = {"norm_layer": norm_layer, "device": device, "dtype": dtype}
@@ -200,6 +203,8 @@ class RFB(nn.Module):
 
 
 def _check_rates(variant: Variant, rates: Sequence[int] | None) -> tuple[int, ...]:
+    if rates is not None:
+        check_several("rates", rates)
     chosen = _RATES[variant] if rates is None else tuple(rates)
     if len(chosen) != len(_RATES[variant]):
         rule = f"the {variant} form has {len(_RATES[variant])} branches and needs a rate for each"

@@ -27,9 +27,11 @@ from torchplug.nn import (
     ActLayer,
     NormLayer,
     build_act,
+    build_norm,
     check_batch,
     check_divisible,
     check_positive,
+    check_whole,
     conv_norm_act,
     hidden_width,
     reset_layers,
@@ -94,6 +96,7 @@ class SelectiveKernel(nn.Module):
         dtype: Any = None,
     ) -> None:
         super().__init__()
+        check_whole("branches", branches)
         if branches < 2:
             rule = "a selection needs at least 2 branches"
             raise ValueError(explain(rule, f"branches={branches}", "pass 2 or more"))
@@ -125,7 +128,7 @@ class SelectiveKernel(nn.Module):
             for reach in range(1, branches + 1)  # in pixels, to each side
         )
         self.reduce = nn.Conv2d(out_channels, hidden, 1, bias=False, **factory)
-        self.norm = norm_layer(hidden, **factory)
+        self.norm = build_norm(norm_layer, hidden, **factory)
         self.act = build_act(act_layer, device=device, dtype=dtype)
         self.select = nn.Conv2d(hidden, branches * out_channels, 1, bias=False, **factory)
         self.reset_parameters()

@@ -22,7 +22,12 @@ from torch.nn import functional as F
 
 from torchplug.card import Card, CheckpointFormat, Paper, Place, Sample
 from torchplug.errors import explain
-from torchplug.nn import check_odd, check_positive, reset_layers
+from torchplug.nn import (
+    check_odd,
+    check_positive,
+    check_several,
+    reset_layers,
+)
 
 
 class SemanticEmbedding(nn.Module):
@@ -66,6 +71,8 @@ class SemanticEmbedding(nn.Module):
         dtype: Any = None,
     ) -> None:
         super().__init__()
+        if not isinstance(high_channels, int):
+            check_several("high_channels", high_channels)
         levels = (high_channels,) if isinstance(high_channels, int) else tuple(high_channels)
         check_positive({"low_channels": low_channels, "number of high_channels": len(levels)})
         check_positive({f"high_channels[{index}]": width for index, width in enumerate(levels)})

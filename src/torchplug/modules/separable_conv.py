@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torchplug.card import Card, CheckpointFormat, Paper, Place, Sample
 from torchplug.errors import explain
 from torchplug.nn import (
+    build_norm,
     check_choice,
     check_natural,
     check_odd,
@@ -130,12 +131,16 @@ class SeparableConv(nn.Module):
             bias=bias and "depthwise" not in norms,
             **factory,
         )
-        self.depthwise_norm = norm_layer(hidden, **factory) if "depthwise" in norms else None
+        self.depthwise_norm = (
+            build_norm(norm_layer, hidden, **factory) if "depthwise" in norms else None
+        )
         self.depthwise_act = make_act(act_layer, **factory) if "depthwise" in acts else None
         self.pointwise = nn.Conv2d(
             hidden, out_channels, 1, bias=bias and "pointwise" not in norms, **factory
         )
-        self.pointwise_norm = norm_layer(out_channels, **factory) if "pointwise" in norms else None
+        self.pointwise_norm = (
+            build_norm(norm_layer, out_channels, **factory) if "pointwise" in norms else None
+        )
         self.pointwise_act = make_act(act_layer, **factory) if "pointwise" in acts else None
         self.reset_parameters()
 

@@ -24,6 +24,7 @@ from torchplug.nn import (
     ActLayer,
     NormLayer,
     build_act,
+    build_norm,
     check_batch,
     check_choice,
     check_divisible,
@@ -104,11 +105,8 @@ class SplitAttention(nn.Module):
     ) -> None:
         super().__init__()
         check_choice("downsample", downsample, ("conv", "pool_before", "pool_after"))
-        check_positive({"stride": stride, "dilation": dilation})
-        if padding is None:
-            check_odd("kernel_size", kernel_size)
-            padding = dilation * (kernel_size // 2)
-        check_natural({"padding": padding})
+        check_positive({"stride": stride, "radix": radix, "cardinality": cardinality})
+        padding = _resolve_padding(padding, kernel_size, dilation)
         check_divisible({"in_channels": in_channels}, radix * cardinality, "radix * cardinality")
         hidden = hidden_width(
             in_channels * radix,
@@ -136,10 +134,10 @@ class SplitAttention(nn.Module):
             bias=False,
             **factory,
         )
-        self.norm = norm_layer(splits, **factory)
+        self.norm = build_norm(norm_layer, splits, **factory)
         self.act = build_act(act_layer, device=device, dtype=dtype)
         self.reduce = nn.Conv2d(out_channels, hidden, 1, groups=cardinality, **factory)
-        self.hidden_norm = norm_layer(hidden, **factory)
+        self.hidden_norm = build_norm(norm_layer, hidden, **factory)
         self.select = nn.Conv2d(hidden, splits, 1, groups=cardinality, **factory)
         self.reset_parameters()
 
@@ -180,6 +178,15 @@ class SplitAttention(nn.Module):
             f"hidden_channels={self.hidden_channels}, radix={self.radix}, "
             f"cardinality={self.cardinality}"
         )
+
+
+def _resolve_padding(padding: int | None, kernel_size: int, dilation: int) -> int:
+    check_positive({"dilation": dilation})
+    if padding is None:
+        check_odd("kernel_size", kernel_size)
+        return dilation * (kernel_size // 2)
+    check_natural({"padding": padding})
+    return padding
 
 
 def _flops(module: SplitAttention, shape: tuple[int, ...]) -> int:

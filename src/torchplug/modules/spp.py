@@ -33,6 +33,7 @@ from torchplug.nn import (
     check_choice,
     check_odd,
     check_positive,
+    check_several,
     hidden_width,
     reset_layers,
 )
@@ -91,6 +92,7 @@ class SpatialPyramidPooling(nn.Module):
         _check_windows(kernel_sizes)
         reduces = reduction is not None or hidden_channels is not None
         divisor = 1 if reduction is None else reduction
+        check_positive({"in_channels": in_channels})
         hidden = hidden_width(in_channels, reduction=divisor, hidden_channels=hidden_channels)
         self.in_channels, self.hidden_channels = in_channels, hidden
         self.kernel_sizes, self.order = tuple(kernel_sizes), order
@@ -131,8 +133,9 @@ class SpatialPyramidPooling(nn.Module):
 
 
 def _check_windows(kernel_sizes: Sequence[int]) -> None:
-    for size in kernel_sizes:
-        check_odd("kernel_sizes", size)
+    check_several("kernel_sizes", kernel_sizes)
+    for index, size in enumerate(kernel_sizes):
+        check_odd(f"kernel_sizes[{index}]", size)
     if not kernel_sizes or any(a >= b for a, b in pairwise((1, *kernel_sizes))):
         rule = "kernel_sizes rise from more than 1"
         raise ValueError(explain(rule, f"kernel_sizes={kernel_sizes}", "pass (5, 9, 13)"))

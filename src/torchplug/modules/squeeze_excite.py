@@ -16,7 +16,13 @@ from torch import Tensor, nn
 
 from torchplug.card import Card, CheckpointFormat, Paper, Place, Sample
 from torchplug.kernels import apply_gate, pool_positions
-from torchplug.nn import build_act, hidden_width, linear_to_conv, reset_layers
+from torchplug.nn import (
+    build_act,
+    build_gate,
+    hidden_width,
+    linear_to_conv,
+    reset_layers,
+)
 
 
 class SqueezeExcite(nn.Module):
@@ -73,7 +79,7 @@ class SqueezeExcite(nn.Module):
         self.reduce = nn.Conv2d(channels, self.hidden_channels, 1, bias=bias, **factory)
         self.act = build_act(act_layer, device=device, dtype=dtype)
         self.expand = nn.Conv2d(self.hidden_channels, channels, 1, bias=bias, **factory)
-        self.gate = gate_layer()
+        self.gate = build_gate(gate_layer)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -28,6 +28,7 @@ from torchplug.nn import (
     ActLayer,
     NormLayer,
     build_act,
+    build_gate,
     check_batch,
     check_odd,
     conv_norm_act,
@@ -44,7 +45,7 @@ class Strips(nn.Module):
         in_channels: int,
         out_channels: int,
         kernel_size: int,
-        norm_layer: NormLayer,
+        norm_layer: NormLayer | None,
         device: Any,
         dtype: Any,
     ) -> None:
@@ -66,8 +67,8 @@ class Strips(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the strips' sum at every position."""
         rows, columns = pool_strips(x)
-        check_batch(rows, self.horizontal.get_submodule("norm"), owner="strip pooling")
-        check_batch(columns, self.vertical.get_submodule("norm"), owner="strip pooling")
+        check_batch(rows, getattr(self.horizontal, "norm", None), owner="strip pooling")
+        check_batch(columns, getattr(self.vertical, "norm", None), owner="strip pooling")
         return add_strips(self.horizontal(rows), self.vertical(columns))
 
 
@@ -82,7 +83,7 @@ class StripPooling(nn.Module):
         reduction: divisor that gives the width of the strips, rounded down; 1 in the paper.
         hidden_channels: that width itself; overrides ``reduction``.
         kernel_size: length of the strips' convolutions, odd; 3 in the paper.
-        norm_layer: norm of the strips.
+        norm_layer: norm of the strips, or ``None``, as in the paper's formula.
         act_layer: activation of the strips' sum.
         gate_layer: gate, between 0 and 1; the sigmoid in the paper.
         device: where the parameters are made.
@@ -110,7 +111,7 @@ class StripPooling(nn.Module):
         reduction: int = 1,
         hidden_channels: int | None = None,
         kernel_size: int = 3,
-        norm_layer: NormLayer = nn.BatchNorm2d,
+        norm_layer: NormLayer | None = nn.BatchNorm2d,
         act_layer: ActLayer = nn.ReLU,
         gate_layer: type[nn.Module] = nn.Sigmoid,
         device: Any = None,
@@ -123,7 +124,7 @@ class StripPooling(nn.Module):
         self.strips = Strips(channels, hidden, kernel_size, norm_layer, device, dtype)
         self.act = build_act(act_layer, device=device, dtype=dtype)
         self.expand = nn.Conv2d(hidden, channels, 1, device=device, dtype=dtype)
-        self.gate = gate_layer()
+        self.gate = build_gate(gate_layer)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -11,6 +11,8 @@ from torchplug.nn.conv_norm_act import ActLayer as ActLayer
 from torchplug.nn.conv_norm_act import ConvNormAct as ConvNormAct
 from torchplug.nn.conv_norm_act import NormLayer as NormLayer
 from torchplug.nn.conv_norm_act import build_act as build_act
+from torchplug.nn.conv_norm_act import build_gate as build_gate
+from torchplug.nn.conv_norm_act import build_norm as build_norm
 from torchplug.nn.conv_norm_act import conv_norm_act as conv_norm_act
 from torchplug.nn.conv_norm_act import make_act as make_act
 from torchplug.nn.divisors import check_divisible as check_divisible
@@ -23,8 +25,11 @@ from torchplug.nn.resampling import pool_to as pool_to
 from torchplug.nn.resetting import reset_layers as reset_layers
 from torchplug.nn.sizes import check_fraction as check_fraction
 from torchplug.nn.sizes import check_natural as check_natural
+from torchplug.nn.sizes import check_number as check_number
 from torchplug.nn.sizes import check_odd as check_odd
 from torchplug.nn.sizes import check_positive as check_positive
+from torchplug.nn.sizes import check_several as check_several
+from torchplug.nn.sizes import check_whole as check_whole
 from torchplug.nn.weighting import weighted_sum as weighted_sum
 from torchplug.nn.widths import hidden_width as hidden_width
 
@@ -36,14 +41,19 @@ __all__ = [
     "SamePad2d",
     "affine_of",
     "build_act",
+    "build_gate",
+    "build_norm",
     "check_batch",
     "check_channels",
     "check_choice",
     "check_divisible",
     "check_fraction",
     "check_natural",
+    "check_number",
     "check_odd",
     "check_positive",
+    "check_several",
+    "check_whole",
     "conv_norm_act",
     "conv_upsampled",
     "hidden_width",

@@ -6,7 +6,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchplug.errors import explain
 
 
-def check_batch(x: Tensor, norm: nn.Module, *, owner: str) -> None:
+def check_batch(x: Tensor, norm: nn.Module | None, *, owner: str) -> None:
     """Raise if ``norm`` would normalize one value a channel in training.
 
     So would a group norm with one value a group, which torch refuses in evaluation too.
@@ -24,7 +24,7 @@ def check_batch(x: Tensor, norm: nn.Module, *, owner: str) -> None:
         ValueError: for one value per channel, or per group.
     """
     is_local = isinstance(norm, _BatchNorm) and not isinstance(norm, nn.SyncBatchNorm)
-    if is_local and norm.training and x.numel() == x.shape[1]:
+    if is_local and norm is not None and norm.training and x.numel() == x.shape[1]:
         text = explain(
             f"{owner} normalizes a pooled vector over the batch and needs 2 images in training",
             f"an input of shape {tuple(x.shape)}",

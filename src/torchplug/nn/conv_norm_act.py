@@ -6,10 +6,45 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from torchplug.errors import explain
 from torchplug.nn.bareness import is_bare, is_bare_conv
 
 NormLayer = Callable[..., nn.Module]
 ActLayer = Callable[[], nn.Module]
+
+_EXAMPLES = {
+    "norm_layer": "nn.BatchNorm2d, or nn.Identity for none",
+    "act_layer": "nn.ReLU",
+    "gate_layer": "nn.Sigmoid",
+}
+
+
+def _check_maker(name: str, maker: object) -> None:
+    if isinstance(maker, nn.Module) or not callable(maker):
+        rule = f"{name} is a class, or a function that makes the layer"
+        raise TypeError(explain(rule, f"{name}={maker!r}", f"pass the class: {_EXAMPLES[name]}"))
+
+
+def build_norm(
+    norm_layer: NormLayer, channels: int, *, device: Any = None, dtype: Any = None
+) -> nn.Module:
+    """Return a norm of ``channels``.
+
+    >>> build_norm(nn.BatchNorm2d, 8).num_features
+    8
+    """
+    _check_maker("norm_layer", norm_layer)
+    return norm_layer(channels, device=device, dtype=dtype)
+
+
+def build_gate(gate_layer: ActLayer) -> nn.Module:
+    """Return a gate, which learns nothing.
+
+    >>> build_gate(nn.Sigmoid)
+    Sigmoid()
+    """
+    _check_maker("gate_layer", gate_layer)
+    return gate_layer()
 
 
 def build_act(act_layer: ActLayer, *, device: Any = None, dtype: Any = None) -> nn.Module:
@@ -19,6 +54,7 @@ def build_act(act_layer: ActLayer, *, device: Any = None, dtype: Any = None) -> 
     >>> build_act(nn.PReLU, dtype=torch.float64).weight.dtype
     torch.float64
     """
+    _check_maker("act_layer", act_layer)
     return act_layer().to(device=device, dtype=dtype)
 
 
@@ -87,7 +123,7 @@ class ConvNormAct(nn.Sequential):
             **factory,
         )
         if norm_layer is not None:
-            layers["norm"] = norm_layer(out_channels, **factory)
+            layers["norm"] = build_norm(norm_layer, out_channels, **factory)
         if act_layer is not None:
             layers["act"] = make_act(act_layer, **factory)
         super().__init__(layers)

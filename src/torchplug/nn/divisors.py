@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 
 from torchplug.errors import explain
+from torchplug.nn.sizes import check_positive
 
 
 def check_divisible(widths: Mapping[str, int], divisor: int, name: str) -> None:
@@ -16,9 +17,10 @@ def check_divisible(widths: Mapping[str, int], divisor: int, name: str) -> None:
 
     >>> check_divisible({"in_channels": 64, "out_channels": 96}, 32, "groups")
     """
+    check_positive({**widths, name: divisor})
     for width_name, width in widths.items():
-        if divisor < 1 or width < 1 or width % divisor:
-            most = math.gcd(max(divisor, 1), *widths.values())
-            fix = f"pass {name}={most} or multiples of {max(divisor, 1)} channels"
+        if width % divisor:
+            most = math.gcd(divisor, *widths.values())
+            fix = f"pass {name}={most} or multiples of {divisor} channels"
             got = f"{width_name}={width} and {name}={divisor}"
             raise ValueError(explain(f"{name} must divide {width_name}", got, fix))

@@ -1,6 +1,7 @@
 """The hidden width of a bottleneck."""
 
 from torchplug.errors import explain
+from torchplug.nn.sizes import check_whole
 
 
 def hidden_width(
@@ -28,18 +29,22 @@ def hidden_width(
     >>> hidden_width(64, reduction=16, floor=32)
     32
     """
+    check_whole("channels", channels)
     if channels < 1:
         raise ValueError(
             explain("channels must be at least 1", f"channels={channels}", "pass the map's width")
         )
     if hidden_channels is None:
+        check_whole("reduction", reduction)
         if reduction < 1:
             raise ValueError(
                 explain("reduction must be at least 1", f"reduction={reduction}", "pass a divisor")
             )
+        check_whole("min_hidden", floor)
         hidden = max(channels // reduction, floor)
         got = f"channels={channels} and reduction={reduction}"
     else:
+        check_whole("hidden_channels", hidden_channels)
         hidden, got = hidden_channels, f"hidden_channels={hidden_channels}"
     if hidden < at_least:
         plural = "" if at_least == 1 else "s"
