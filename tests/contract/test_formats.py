@@ -10,6 +10,7 @@ from torch import Tensor
 
 import torchplug as tp
 from tests.contract.cases import CARDS, ROOT, oracle
+from tests.modules.test_against_libraries import CASES
 from tests.oracles import Golden, weights_of
 from torchplug.card import Card, CheckpointFormat
 
@@ -56,16 +57,18 @@ def same(ours: Any, theirs: Any) -> bool:
 
 
 @pytest.mark.parametrize(("card", "known"), FORMATS, ids=named)
-def test_a_format_names_the_options_of_a_recording(card: Card, known: CheckpointFormat) -> None:
-    """Those of a recording, but for what that implementation varies itself."""
+def test_a_format_names_the_options_that_were_tried(card: Card, known: CheckpointFormat) -> None:
+    """Those of a recording or a library, but for what that implementation varies itself."""
     goldens = [golden for golden in oracle(card).GOLDENS if golden.source == known.source]
-    of_pieces = [golden for golden in goldens if golden.factory is not None]
+    tried = [golden.options for golden in goldens]
+    tried += [case[4] for case in CASES.values() if case[:2] == (card.key, known.source)]
     fitting = [
-        golden
-        for golden in goldens
-        if all(same(golden.options.get(name, ...), value) for name, value in known.options.items())
-        and set(golden.options) - set(known.options) <= VARIED
+        options
+        for options in tried
+        if all(same(options.get(name, ...), value) for name, value in known.options.items())
+        and set(options) - set(known.options) <= VARIED
     ]
+    of_pieces = any(golden.factory is not None for golden in goldens)
     assert fitting or of_pieces or known.source == "official_head"
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from segmentation_models_pytorch.base.modules import SCSEModule
+from segmentation_models_pytorch.decoders.deeplabv3 import decoder as deeplab
 from timm.layers import (
     GlobalContext,
     MixedConv2d,
@@ -22,6 +23,7 @@ from timm.layers import (
 )
 from timm.layers.cbam import CbamModule
 from timm.models._efficientnet_blocks import DepthwiseSeparableConv
+from timm.models._efficientnet_blocks import SqueezeExcite as EfficientSE
 from torch import nn
 from torchvision.models.segmentation.deeplabv3 import ASPP
 from torchvision.ops import SqueezeExcitation
@@ -45,6 +47,8 @@ def add_gates() -> None:
         if c // r:
             make = partial(SqueezeExcite, c, rd_channels=c // r)
             add(f"se timm {c}/{r}", "se", "timm", make, c, reduction=r)
+            make = partial(EfficientSE, c, rd_ratio=1 / r, rd_round_fn=int)
+            add(f"se efficientnet {c}/{r}", "se", "timm", make, c, reduction=r)
             make = partial(SqueezeExcitation, c, c // r)
             add(f"se torchvision {c}/{r}", "se", "torchvision", make, c, reduction=r)
             make = partial(SCSEModule, c, r)
@@ -117,6 +121,11 @@ def add_convolutions() -> None:
     for rates in ((6, 12, 18), (1,), (2, 5, 9, 14)):
         make = partial(ASPP, 6, list(rates), 5)
         add(f"aspp {rates}", "aspp", "torchvision", make, 6, 5, rates=rates)
+    make = partial(deeplab.ASPP, 6, 5, (2, 3, 7), separable=True, dropout=0.5)
+    options = {"rates": (2, 3, 7), "atrous": "linear_separable"}
+    add("aspp smp", "aspp", "smp", make, 6, 5, **options)
+    make = partial(deeplab.ASPP, 6, 5, (2, 3, 7), separable=False, dropout=0.5)
+    add("aspp smp dense", "aspp", "smp", make, 6, 5, rates=(2, 3, 7))
 
 
 add_gates()

@@ -106,3 +106,22 @@ def test_a_group_of_one_value_is_refused_with_the_way_out() -> None:
     with pytest.raises(ValueError, match=r"2 values: got 1 groups of 1 channels.*reduction="):
         tp.BAM(16, norm_layer=norm)(torch.randn(1, 16, 7, 7))
     assert tp.BAM(16, reduction=8, norm_layer=norm)(torch.randn(1, 16, 7, 7)).isfinite().all()
+
+
+@pytest.mark.parametrize(("depth", "length"), [(1, 2), (3, 0), (2, 4)])
+def test_the_authors_bam_is_read_with_any_number_of_layers(depth: int, length: int) -> None:
+    """Names as the authors' loops make them: their norms count from one."""
+    gate = "channel_att.gate_c.gate_c_"
+    spatial = "spatial_att.gate_s.gate_s_"
+    theirs = [f"{gate}fc_{i}" for i in range(depth)] + [f"{gate}bn_{i + 1}" for i in range(depth)]
+    theirs += [f"{gate}fc_final", f"{spatial}conv_reduce0", f"{spatial}bn_reduce0"]
+    theirs += [f"{spatial}{kind}_di_{i}" for i in range(length) for kind in ("conv", "bn")]
+    theirs += [f"{spatial}conv_final"]
+    state = {f"{name}.weight": torch.tensor(float(i)) for i, name in enumerate(theirs)}
+    read = tp.convert_state_dict(state, "bam", source="official")
+    ours = tp.BAM(32, channel_layers=depth, spatial_layers=length).state_dict()
+    assert set(read) == {name for name in ours if name.endswith("weight")}
+    order = [f"channel.{i}.0" for i in range(depth)] + [f"channel.{i}.1" for i in range(depth)]
+    order += [f"channel.{depth}", "spatial.0.0", "spatial.0.1"]
+    order += [f"spatial.{i + 1}.{kind}" for i in range(length) for kind in (0, 1)]
+    assert [f"{name}.weight" for name in (*order, f"spatial.{length + 1}")] == list(read)

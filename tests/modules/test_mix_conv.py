@@ -9,6 +9,16 @@ from tests.oracles.mix_conv import reference
 from torchplug import MixConv, UsageError
 
 
+@pytest.mark.parametrize("count", [2, 3, 4, 5])
+def test_a_spread_is_that_of_ultralytics(count: int) -> None:
+    """Its own line, for every width."""
+    sizes = (3, 5, 7, 9, 11)[:count]
+    for channels in range(count, 300):
+        owners = torch.linspace(0, count - 1e-6, channels).floor()
+        wanted = tuple(int((owners == owner).sum()) for owner in range(count))
+        assert widths(channels, kernel_sizes=sizes, split="spread") == wanted
+
+
 @pytest.mark.parametrize(("kernel_sizes", "stride"), [((1, 3), 2), ((3, 5), 4), ((3, 7), 3)])
 def test_a_merge_is_exact_at_every_size_or_refused(kernel_sizes: object, stride: int) -> None:
     """TensorFlow's padding depends on the size, and pads a small kernel less than its frame."""

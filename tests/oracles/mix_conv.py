@@ -26,7 +26,12 @@ GOLDENS = (
         (10, 7),
         {"kernel_sizes": (1, 1), "wiring": "split"},
     ),
-    Golden("mixconv__ultralytics_yolov3__equal_ch", "ultralytics", (8, 12), _YOLO),
+    Golden(
+        "mixconv__ultralytics_yolov3__equal_ch",
+        "ultralytics",
+        (8, 12),
+        {**_YOLO, "split": "spread"},
+    ),
     Golden(
         "mixconv__ultralytics_yolov3__equal_params",
         "ultralytics",

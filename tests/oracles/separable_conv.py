@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from tests.oracles import Golden
 from tests.oracles.naive import normalize
-from tests.oracles.windows import sum_windows, zero_pad
+from tests.oracles.windows import same_border, sum_windows, zero_pad
 from torchplug.modules import SeparableConv
 
 GOLDENS = (
@@ -28,12 +28,16 @@ def reference(module: SeparableConv, x: Tensor) -> Tensor:
 
 
 def filter_and_mix(module: SeparableConv, sample: Tensor) -> Tensor:
-    conv, border = module.depthwise, (module.depthwise.padding[0],) * 2
+    conv, size = module.depthwise, module.depthwise.kernel_size[0]
+    borders = [(conv.padding[0],) * 2] * 2
+    if conv.padding == (0, 0) and size > 1:
+        settings = (size, conv.stride[0], conv.dilation[0])
+        borders = [same_border(side, *settings) for side in sample.shape[1:]]
     planes = []
     for index, kernel in enumerate(conv.weight):
         plane = sample[index // (conv.out_channels // conv.in_channels)][None]
         settings = {"stride": conv.stride[0], "dilation": conv.dilation[0]}
-        planes.append(sum_windows(zero_pad(plane, border, border), kernel[None], **settings))
+        planes.append(sum_windows(zero_pad(plane, *borders), kernel[None], **settings))
     y = follow(torch.cat(planes), conv, module.depthwise_norm, module.depthwise_act)
     mixed = torch.einsum("oc,chw->ohw", module.pointwise.weight.flatten(1), y)
     y = follow(mixed, module.pointwise, module.pointwise_norm, module.pointwise_act)

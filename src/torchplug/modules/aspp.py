@@ -22,6 +22,7 @@ Deviations:
   the training crop's size.
 """
 
+import re
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -257,6 +258,21 @@ def _read_torchvision(state: State) -> State:
     return state
 
 
+def _read_smp(state: State) -> State:
+    """Read torchvision's names, and a depthwise convolution and its pointwise in a branch."""
+    split = sorted({name.split(".")[1] for name in state if re.match(r"convs\.\d+\.0\.1\.", name)})
+    patterns = {
+        pattern: replacement
+        for index in split
+        for pattern, replacement in {
+            rf"^convs\.{index}\.0\.0\.": f"branches.{index}.depthwise.",
+            rf"^convs\.{index}\.0\.1\.": f"branches.{index}.pointwise.conv.",
+            rf"^convs\.{index}\.1\.": f"branches.{index}.pointwise.norm.",
+        }.items()
+    }
+    return _read_torchvision(rename_matches(patterns)(state))
+
+
 _OWN = r"image|project|branches\.\d+"
 _MMSEG = {
     r"^image_pool\.1\.": "image.",
@@ -328,6 +344,12 @@ CARD = Card(
     ),
     formats=(
         CheckpointFormat(source="torchvision", rename={}, transform=_read_torchvision),
+        CheckpointFormat(
+            source="smp",
+            options={"atrous": "linear_separable"},
+            rename={},
+            transform=_read_smp,
+        ),
         CheckpointFormat(
             source="mmseg",
             options={"kernel_size": 3},

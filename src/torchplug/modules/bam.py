@@ -15,13 +15,14 @@ name repaired. Deviations:
   square; here the average is over the whole map, the same on square ones.
 """
 
+import re
 from collections.abc import Callable
 from itertools import chain
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from torchplug.card import Card, CheckpointFormat, Paper, Place, Sample
+from torchplug.card import Card, CheckpointFormat, Paper, Place, Sample, State
 from torchplug.errors import explain
 from torchplug.kernels import Rule, apply_gates, pool_and_project
 from torchplug.nn import (
@@ -32,6 +33,7 @@ from torchplug.nn import (
     check_positive,
     hidden_width,
     linear_to_conv,
+    rename_matches,
 )
 
 Combine = Literal["product", "sum"]
@@ -182,6 +184,25 @@ def _count(channels: int, hidden: int, *, channel_layers: int = 1, spatial_layer
     return channel + hidden * channels + channels + spatial + hidden + 1
 
 
+def _read_official(state: State) -> State:
+    """Number layers from zero, where the authors' norms count from one, and the last ends them."""
+    names = {
+        r"^channel_att\.gate_c\.gate_c_fc_(\d+)\.": r"channel.\1.0.",
+        r"^spatial_att\.gate_s\.gate_s_conv_reduce0\.": "spatial.0.0.",
+        r"^spatial_att\.gate_s\.gate_s_bn_reduce0\.": "spatial.0.1.",
+    }
+    depth = sum(bool(re.search(r"gate_c_fc_\d+\.weight$", name)) for name in state)
+    length = sum(bool(re.search(r"gate_s_conv_di_\d+\.weight$", name)) for name in state)
+    for layer in range(depth):
+        names[rf"^channel_att\.gate_c\.gate_c_bn_{layer + 1}\."] = f"channel.{layer}.1."
+    for layer in range(length):
+        names[rf"^spatial_att\.gate_s\.gate_s_conv_di_{layer}\."] = f"spatial.{layer + 1}.0."
+        names[rf"^spatial_att\.gate_s\.gate_s_bn_di_{layer}\."] = f"spatial.{layer + 1}.1."
+    names[r"^channel_att\.gate_c\.gate_c_fc_final\."] = f"channel.{depth}."
+    names[r"^spatial_att\.gate_s\.gate_s_conv_final\."] = f"spatial.{length + 1}."
+    return linear_to_conv(rename_matches(names)(state))
+
+
 CARD = Card(
     key="bam",
     factory=BAM,
@@ -221,22 +242,7 @@ CARD = Card(
         ),
     ),
     formats=(
-        CheckpointFormat(
-            source="official",
-            rename={
-                "channel_att.gate_c.gate_c_fc_0": "channel.0.0",
-                "channel_att.gate_c.gate_c_bn_1": "channel.0.1",
-                "channel_att.gate_c.gate_c_fc_final": "channel.1",
-                "spatial_att.gate_s.gate_s_conv_reduce0": "spatial.0.0",
-                "spatial_att.gate_s.gate_s_bn_reduce0": "spatial.0.1",
-                "spatial_att.gate_s.gate_s_conv_di_0": "spatial.1.0",
-                "spatial_att.gate_s.gate_s_bn_di_0": "spatial.1.1",
-                "spatial_att.gate_s.gate_s_conv_di_1": "spatial.2.0",
-                "spatial_att.gate_s.gate_s_bn_di_1": "spatial.2.1",
-                "spatial_att.gate_s.gate_s_conv_final": "spatial.3",
-            },
-            transform=linear_to_conv,
-        ),
+        CheckpointFormat(source="official", rename={}, transform=_read_official),
         CheckpointFormat(
             source="pytorchcv",
             rename={

@@ -40,7 +40,7 @@ from torchplug.nn import (
 )
 
 Wiring = Literal["depthwise", "split", "gcd", "dense"]
-Split = Literal["equal", "parameters", "exponential"]
+Split = Literal["equal", "spread", "parameters", "exponential"]
 Padding = Literal["symmetric", "same"]
 NormLayer = Callable[..., nn.Module]
 
@@ -62,6 +62,7 @@ class MixConv(nn.Module):
             ``"split"``: all of its share. ``"gcd"``: all of the input, in as many groups as the
             widths allow, as ultralytics does. ``"dense"``: all of the input.
         split: widths of the shares. ``"equal"`` as in the authors' code, the rest to the first;
+            ``"spread"``: equal, the rest dealt out from both ends, as ultralytics does;
             ``"parameters"``: alike in parameters, so inverse to the squared size;
             ``"exponential"``: a half, a quarter, …, the paper's other choice.
         dilated: whether sizes above 3 are 3x3 kernels spread to that size, as in the paper's
@@ -262,12 +263,15 @@ def _share_out(
 
 def _cut(channels: int, kernel_sizes: tuple[int, ...], split: Split) -> list[int]:
     """Cut ``channels`` into one share for each kernel size."""
-    check_choice("split", split, ("equal", "parameters", "exponential"))
+    check_choice("split", split, ("equal", "spread", "parameters", "exponential"))
     count = len(kernel_sizes)
     if split == "equal":
         shares = [channels // count] * count if count else []
         left = channels - sum(shares)
         shares = [share + left * (first == 0) for first, share in enumerate(shares)]
+    elif split == "spread":
+        owners = [max(index * count - 1, 0) // max(channels - 1, 1) for index in range(channels)]
+        shares = [owners.count(owner) for owner in range(count)]
     elif split == "exponential":
         shares = [channels >> halvings for halvings in range(1, count)]
         shares.append(channels - sum(shares))
@@ -360,6 +364,12 @@ CARD = Card(
             shape=(2, 4, 8, 7),
             parameters=3 * 2 * 4 * 9,
         ),
+        Sample(
+            args=(8,),
+            options={"kernel_sizes": (1, 3, 5), "stride": 3, "padding": "same", "split": "spread"},
+            shape=(2, 8, 9, 7),
+            parameters=1 * 3 + 9 * 2 + 25 * 3,
+        ),
     ),
     formats=(
         CheckpointFormat(
@@ -369,7 +379,12 @@ CARD = Card(
         ),
         CheckpointFormat(
             source="ultralytics",
-            options={"norm_layer": nn.BatchNorm2d, "act_layer": nn.SiLU, "wiring": "gcd"},
+            options={
+                "norm_layer": nn.BatchNorm2d,
+                "act_layer": nn.SiLU,
+                "wiring": "gcd",
+                "split": "spread",
+            },
             rename={"m": "branches", "bn": "norm"},
         ),
     ),
@@ -377,6 +392,6 @@ CARD = Card(
         "even kernel sizes are refused.",
         "shares by parameters always add up to the width.",
         "a rest of equal shares goes to the first kernel size, as in the authors' code; "
-        "ultralytics deals it out otherwise.",
+        "split='spread' deals it out as ultralytics does.",
     ),
 )

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torchplug.card import Card, CheckpointFormat, Paper, Place, Sample
 from torchplug.errors import explain
 from torchplug.nn import (
+    SamePad2d,
     build_norm,
     check_choice,
     check_natural,
@@ -54,6 +55,7 @@ class SeparableConv(nn.Module):
         kernel_size: K, odd, of the depthwise convolution.
         stride: of the depthwise convolution.
         padding: of the depthwise convolution; by default what keeps the size at stride 1.
+            ``"same"`` is TensorFlow's, which differs with a stride.
         dilation: of the depthwise convolution.
         multiplier: kernels for each channel of the input; 1 in the paper.
         norm_after: which convolutions a norm follows: ``"both"`` as in MobileNet; ``"pointwise"``
@@ -92,7 +94,7 @@ class SeparableConv(nn.Module):
         *,
         kernel_size: int = 3,
         stride: int = 1,
-        padding: int | None = None,
+        padding: int | Literal["same"] | None = None,
         dilation: int = 1,
         multiplier: int = 1,
         norm_after: After = "both",
@@ -111,9 +113,9 @@ class SeparableConv(nn.Module):
         widths = {"in_channels": in_channels, "out_channels": out_channels}
         check_positive({**widths, "multiplier": multiplier, "stride": stride, "dilation": dilation})
         reach = dilation * (kernel_size // 2)
-        padding = reach if padding is None else padding
-        check_natural({"padding": padding})
-        if residual and (in_channels != out_channels or stride != 1 or padding != reach):
+        border = _border(padding, stride, reach)
+        self.pad = SamePad2d(kernel_size, stride, dilation) if border is None else None
+        if residual and (in_channels != out_channels or stride != 1 or border != reach):
             rule = "a residual needs an output of the input's shape"
             got = f"{in_channels} to {out_channels} channels, stride={stride}, padding={padding}"
             raise ValueError(explain(rule, got, "pass residual=False"))
@@ -125,7 +127,7 @@ class SeparableConv(nn.Module):
             hidden,
             kernel_size,
             stride=stride,
-            padding=padding,
+            padding=border or 0,
             dilation=dilation,
             groups=in_channels,
             bias=bias and "depthwise" not in norms,
@@ -150,7 +152,7 @@ class SeparableConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the channels of ``x``, each filtered by itself, mixed."""
-        y = self.depthwise(x)
+        y = self.depthwise(x if self.pad is None else self.pad(x))
         y = y if self.depthwise_norm is None else self.depthwise_norm(y)
         y = y if self.depthwise_act is None else self.depthwise_act(y)
         y = self.pointwise(y)
@@ -164,11 +166,21 @@ class SeparableConv(nn.Module):
         return f"in_channels={self.in_channels}, out_channels={self.out_channels}{residual}"
 
 
+def _border(padding: int | str | None, stride: int, reach: int) -> int | None:
+    """Return what the convolution pads itself; nothing where TensorFlow's padding differs."""
+    if isinstance(padding, str):
+        check_choice("padding", padding, ("same",))
+        return reach if stride == 1 else None
+    padding = reach if padding is None else padding
+    check_natural({"padding": padding})
+    return padding
+
+
 def _flops(module: SeparableConv, shape: tuple[int, ...]) -> int:
-    conv = module.depthwise
-    framed = [size + 2 * int(conv.padding[0]) for size in shape[2:]]
+    conv, stride = module.depthwise, module.depthwise.stride[0]
     reach = conv.dilation[0] * (conv.kernel_size[0] - 1)
-    positions = math.prod((size - reach - 1) // conv.stride[0] + 1 for size in framed)
+    lost = reach - 2 * int(conv.padding[0]) if module.pad is None else 0
+    positions = math.prod((size - lost - 1) // stride + 1 for size in shape[2:])
     return 2 * shape[0] * positions * (conv.weight.numel() + module.pointwise.weight.numel())
 
 
@@ -238,6 +250,12 @@ CARD = Card(
             shape=(2, 4, 5, 6),
             parameters=9 * 4 + 2 * 4 + 4 * 6 + 6,
         ),
+        Sample(
+            args=(4, 6),
+            options={"padding": "same", "stride": 2},
+            shape=(2, 4, 8, 7),
+            parameters=9 * 4 + 2 * 4 + 4 * 6 + 2 * 6,
+        ),
     ),
     formats=(
         CheckpointFormat(
@@ -269,5 +287,7 @@ CARD = Card(
             },
         ),
     ),
-    deviations=("padding is symmetric; TensorFlow's differs at stride 2.",),
+    deviations=(
+        "padding is symmetric unless padding='same', TensorFlow's, which differs at stride 2.",
+    ),
 )

@@ -146,7 +146,15 @@ CARD = Card(
         ),
     ),
     formats=(
-        CheckpointFormat(source="timm", rename={"fc1": "reduce", "fc2": "expand"}),
+        CheckpointFormat(
+            source="timm",
+            rename={
+                "fc1": "reduce",
+                "fc2": "expand",
+                "conv_reduce": "reduce",  # in EfficientNet and its kin
+                "conv_expand": "expand",
+            },
+        ),
         CheckpointFormat(source="torchvision", rename={"fc1": "reduce", "fc2": "expand"}),
         CheckpointFormat(
             source="moskomule",

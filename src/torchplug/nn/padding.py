@@ -43,9 +43,9 @@ class SamePad2d(nn.Module):
     def _share(self, size: int) -> tuple[int, int]:
         reach = self.dilation * (self.kernel_size - 1)
         total = reach - (size - 1) % self.stride
-        if reach < self.stride - 1:  # gaps between the windows: the last may need no border
-            total = max(total, 0)
-        return total // 2, total - total // 2
+        # with gaps between the windows the last may end before the map does, which is cut off then
+        first = total // 2 if reach >= self.stride - 1 else max(total, 0) // 2
+        return first, total - first
 
     def extra_repr(self) -> str:
         """Name the layer that follows."""
