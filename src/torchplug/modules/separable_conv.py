@@ -117,7 +117,7 @@ class SeparableConv(nn.Module):
         self.pad = SamePad2d(kernel_size, stride, dilation) if border is None else None
         if residual and (in_channels != out_channels or stride != 1 or border != reach):
             rule = "a residual needs an output of the input's shape"
-            got = f"{in_channels} to {out_channels} channels, stride={stride}, padding={padding}"
+            got = f"{in_channels} to {out_channels} channels, stride={stride}, padding={border}"
             raise ValueError(explain(rule, got, "pass residual=False"))
         self.in_channels, self.out_channels, self.residual = *widths.values(), residual
         norms, acts = _CONVS[norm_after], _CONVS[act_after]
