@@ -26,6 +26,7 @@ def test_bam_with_a_norm_of_each_image_trains_on_one() -> None:
     ("build", "text"),
     [
         (lambda: tp.CBAM(32, kernel_size=4), "kernel_size must be odd: got kernel_size=4"),
+        (lambda: tp.CBAM(32, order="parallel"), "order is one of 'channel_first'"),
         (lambda: tp.CBAM(32, pools=()), "a channel gate needs a pool"),
         (lambda: tp.CBAM(32, pools=("mean",)), "pools is one of"),
         (lambda: tp.BAM(32, combine="times"), "combine is one of 'product', 'sum'"),

@@ -22,6 +22,8 @@ GOLDENS = (
 
 def reference(module: CBAM, x: Tensor) -> Tensor:
     """Section 3 of the paper, one sample, one channel and one position at a time."""
+    if module.order == "spatial_first":
+        return torch.stack([channel_gate(module, spatial_gate(module, sample)) for sample in x])
     return torch.stack([spatial_gate(module, channel_gate(module, sample)) for sample in x])
 
 

@@ -33,6 +33,7 @@ from torchplug.nn import (
 
 NormLayer = Callable[..., nn.Module]
 Pool = Literal["avg", "max", "lp", "lse"]
+Order = Literal["channel_first", "spatial_first"]
 _POOLS = ("avg", "max", "lp", "lse")
 
 
@@ -193,7 +194,9 @@ class CBAM(nn.Module):
         hidden_channels: the hidden width itself; overrides ``reduction``.
         bias: whether the layers of the channel gate have a bias; timm's have none.
         pools: global pools of the channel gate.
-        spatial: whether the spatial gate follows; the paper's ablation leaves it out.
+        spatial: whether there is a spatial gate; the paper's ablation leaves it out.
+        order: which gate comes first: ``"channel_first"``, or ``"spatial_first"`` as in the paper's
+            ablation, which found it a little worse.
         kernel_size: of the spatial gate, odd.
         norm_layer: norm of the spatial gate, or ``None``, as in the paper's formula.
         gate_layer: gate of both; the sigmoid in the paper.
@@ -223,6 +226,7 @@ class CBAM(nn.Module):
         bias: bool = True,
         pools: tuple[Pool, ...] = ("avg", "max"),
         spatial: bool = True,
+        order: Order = "channel_first",
         kernel_size: int = 7,
         norm_layer: NormLayer | None = nn.BatchNorm2d,
         gate_layer: type[nn.Module] = nn.Sigmoid,
@@ -230,6 +234,7 @@ class CBAM(nn.Module):
         dtype: Any = None,
     ) -> None:
         super().__init__()
+        check_choice("order", order, ("channel_first", "spatial_first"))
         factory = {"device": device, "dtype": dtype}
         self.channel = ChannelGate(
             channels,
@@ -248,6 +253,7 @@ class CBAM(nn.Module):
             else None
         )
         self.channels, self.hidden_channels = channels, self.channel.hidden_channels
+        self.order = order
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -257,16 +263,17 @@ class CBAM(nn.Module):
             self.spatial.reset_parameters()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return ``x`` scaled by its channel gate, then by its spatial gate."""
-        if self.spatial is None:
-            return self.channel(x)
+        """Return ``x`` scaled by one gate, then by the other."""
+        if self.spatial is None or self.order == "spatial_first":
+            return self.channel(x if self.spatial is None else self.spatial(x))
         x, channel = self.channel.pass_with_gate(x)
         x, *statistics = pool_channels(x, channel)
         return apply_gates(x, channel, self.spatial.find_gate_of(statistics), "product")
 
     def extra_repr(self) -> str:
         """Name the resolved widths."""
-        return f"channels={self.channels}, hidden_channels={self.hidden_channels}"
+        order = "" if self.order == "channel_first" else f", order={self.order!r}"
+        return f"channels={self.channels}, hidden_channels={self.hidden_channels}{order}"
 
 
 def _flops(module: CBAM, shape: tuple[int, ...]) -> int:
@@ -338,6 +345,12 @@ CARD = Card(
             options={"hidden_channels": 4, "pools": ("max",), "spatial": False},
             shape=(2, 10, 5, 6),
             parameters=_count(10, 4, kernel=0, norm=False),
+        ),
+        Sample(
+            args=(16,),
+            options={"order": "spatial_first", "kernel_size": 5},
+            shape=(2, 16, 7, 9),
+            parameters=_count(16, 1, kernel=5, norm=True),
         ),
     ),
     formats=(
