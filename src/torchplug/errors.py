@@ -42,6 +42,15 @@ def explain(rule: str, got: str, fix: str) -> str:
     return f"{rule}: got {got}; {fix}"
 
 
+def count(number: int, noun: str) -> str:
+    """Return a number with its noun, for texts that people read.
+
+    >>> count(1, "channel"), count(1200, "site")
+    ('1 channel', '1,200 sites')
+    """
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def nearest(word: str, choices: Iterable[str]) -> str:
     """Return a hint that names the choices closest to ``word``, or all of them if none is close.
 

@@ -232,6 +232,10 @@ def test_switched_off_plugs_are_named_so(plugged: nn.Module) -> None:
 def test_a_model_without_plugs_is_no_success() -> None:
     found = tp.check(torchvision.models.resnet18(), EXAMPLE)
     assert kinds(found) == [("none", 0)]
+    assert str(found).splitlines() == [
+        "no plugs to check",
+        "  problem  the model has no plugs and remembers none; plug it first",
+    ]
     with pytest.raises(tp.UsageError, match="an nn"):
         tp.check("resnet18", EXAMPLE)
     with pytest.raises(tp.UsageError, match="an nn"):
@@ -273,6 +277,45 @@ def test_a_plugged_part_is_checked_from_the_whole(plugged: nn.Module) -> None:
     assert "layer1.0.bn2: was replaced" in str(tp.check(plugged, EXAMPLE))
     tp.unplug(plugged)
     assert kinds(tp.check(plugged, EXAMPLE)) == [("none", 0)]
+
+
+@pytest.fixture
+def merged(plugged: nn.Module) -> nn.Module:
+    """The same resnet18 with ACNet merged into the convolutions of its last stage."""
+    tp.plug(plugged, "acnet", "conv3x3", example=EXAMPLE, stages=[4])
+    tp.merge_plugs(plugged)
+    return plugged
+
+
+def test_what_was_merged_on_purpose_is_no_loss(merged: nn.Module) -> None:
+    found = tp.check(merged, EXAMPLE)
+    assert found.ok
+    assert (found.planned, found.alive, found.merged) == (8, 8, 4)
+    assert not found.notes  # nor has the base changed without being asked
+    assert str(found).splitlines()[-1] == "  4 plugs merged into the model's own convolutions"
+    assert tp.repair(merged).ok
+
+    assert tp.unplug(merged) == 8  # a merge cannot be undone, so it is still known
+    found = tp.check(pickle.loads(pickle.dumps(copy.deepcopy(merged))), EXAMPLE)
+    assert found.ok
+    assert (found.planned, found.merged) == (0, 4)
+    assert str(found) == "4 plugs merged into the model's own convolutions; no other is plugged"
+
+
+def test_beside_merged_plugs_a_loss_is_still_found(merged: nn.Module) -> None:
+    freeze_norms(merged)
+    assert kinds(tp.check(merged, EXAMPLE)) == [("lost", 8)]
+
+
+def test_a_merge_is_known_where_a_part_was_plugged(plugged: nn.Module) -> None:
+    tp.unplug(plugged)
+    tp.plug(plugged.layer4, "acnet", "*.conv1", example=(1, 256, 8, 8))
+    tp.merge_plugs(plugged)
+    found = tp.check(plugged, EXAMPLE)
+    assert found.ok
+    assert (found.planned, found.merged) == (0, 2)
+    tp.plug(plugged, "acnet", "layer4.0.conv1", example=EXAMPLE)
+    assert tp.check(plugged, EXAMPLE).planned == 1  # a new plug where one was merged
 
 
 def test_a_lost_plug_can_be_plugged_again(plugged: nn.Module) -> None:

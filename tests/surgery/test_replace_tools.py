@@ -101,6 +101,21 @@ def test_merging_works_after_a_fuse_and_for_mixed_convolutions() -> None:
     assert_close(mixed(draw()), expected)
 
 
+def test_a_merged_model_is_stored_as_a_plain_state_dict(tmp_path: Path) -> None:
+    model = make_small("acnet")
+    tp.merge_plugs(model)
+    with pytest.raises(
+        tp.PlugError, match="got a ResNet with 2 plugs merged into its own weights; store them with"
+    ):
+        tp.save(model, tmp_path / "plugs.safetensors")
+    assert not list(tmp_path.iterdir())
+    torch.save(model.state_dict(), tmp_path / "merged.pt")
+    again = make_small("acnet")  # plugged and merged alike, as the error says
+    tp.merge_plugs(again)
+    again.load_state_dict(torch.load(tmp_path / "merged.pt", weights_only=True))
+    assert torch.equal(again(draw()), model(draw()))
+
+
 def test_merging_in_training_mode_changes_nothing() -> None:
     model = make_small("acnet").train()
     before = fingerprint(model)

@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from torchplug.errors import PlugError, TorchplugError, UsageError, explain
+from torchplug.errors import PlugError, TorchplugError, UsageError, count, explain
 from torchplug.surgery.attach import HOLDER, find_plugs
 from torchplug.surgery.fingerprint import join, take_fingerprint, to_plain
-from torchplug.surgery.memory import remember
+from torchplug.surgery.memory import recall_merged, remember
 from torchplug.surgery.op_anchor import find_carrier, weight_prefix
 from torchplug.surgery.plan import Plan
 from torchplug.surgery.plug import attach_steps, check_host, unplug
@@ -110,8 +110,7 @@ def read_plan_of(model: nn.Module) -> Plan:
     """
     plugs = find_plugs(model)
     if not plugs:
-        fix = "plug something first: torchplug.plug(model, 'se', example=…)"
-        raise PlugError(explain("there must be plugs to save", f"a bare {_class(model)}", fix))
+        raise PlugError(_explain_no_plugs(model))
     plans: list[Plan] = []
     for path, name, _ in plugs:
         holder: Any = find_carrier(model, path)._modules[HOLDER]
@@ -128,6 +127,17 @@ def read_plan_of(model: nn.Module) -> Plan:
     example = next((plan.example for plan in plans if plan.example is not None), None)
     whole = Plan(host=_class(model), plugs=entries, seed=plans[0].seed, example=example)
     return Plan.from_json(whole.to_json())
+
+
+def _explain_no_plugs(model: nn.Module) -> str:
+    got, fix = f"a bare {_class(model)}", "plug something first with torchplug.plug"
+    if merged := recall_merged(model):
+        got = f"a {_class(model)} with {count(len(merged), 'plug')} merged into its own weights"
+        fix = (
+            "store them with torch.save(model.state_dict(), path), and load that into a model that "
+            "was plugged and merged alike: merged convolutions have biases"
+        )
+    return explain("there must be plugs to save", got, fix)
 
 
 def _class(model: nn.Module) -> str:

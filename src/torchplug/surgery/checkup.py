@@ -11,10 +11,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from torchplug.errors import UsageError, explain
+from torchplug.errors import UsageError, count, explain
 from torchplug.surgery.attach import HOLDER, Holder, find_plugs, is_plugged
 from torchplug.surgery.manage import disabled, find_loose_norms, named_plug_parameters
-from torchplug.surgery.memory import Entry, describe_base, name_class, recall, recall_base
+from torchplug.surgery.memory import (
+    Entry,
+    describe_base,
+    name_class,
+    recall,
+    recall_base,
+    recall_merged,
+)
 from torchplug.surgery.op_anchor import find_carrier, weight_prefix
 from torchplug.surgery.trace import Arguments, Trace, evaluating, read_example, record, tensors_in
 
@@ -51,15 +58,23 @@ class Checkup:
     difference: float | None
     """Largest change of the output on the example that all plugs together make."""
 
+    merged: int = 0
+    """Plugs that :func:`torchplug.merge_plugs` made weights of the model's own."""
+
     @property
     def ok(self) -> bool:
         """Whether nothing is wrong."""
         return not self.problems
 
     def __str__(self) -> str:
-        lines = [f"{self.alive} of {self.planned} plugs are attached and ran once"]
-        if self.difference is not None:
-            lines.append(f"  the plugs change the output by {self.difference:.3g} at most")
+        merged = f"{count(self.merged, 'plug')} merged into the model's own convolutions"
+        if self.planned:
+            lines = [f"{self.alive} of {self.planned} plugs are attached and ran once"]
+            if self.difference is not None:
+                lines.append(f"  the plugs change the output by {self.difference:.3g} at most")
+            lines += [f"  {merged}"] if self.merged else []
+        else:
+            lines = [f"{merged}; no other is plugged" if self.merged else "no plugs to check"]
         lines += [f"  problem  {problem}" for problem in self.problems]
         lines += [f"  note     {note}" for note in self.notes]
         return "\n".join(lines)
@@ -100,7 +115,10 @@ def check(
     model = unwrap(model)
     arguments = read_example(example, model)
     planned, live = recall(model), find_plugs(model)
-    problems = [*find_losses(model, planned), *_find_strangers(live, planned)]
+    merged = recall_merged(model)
+    problems = find_losses(model, planned)
+    if not (planned or live or merged):
+        problems.append(Problem(kind="none", paths=(), text=_NO_PLUGS))
     trace, failure = _run(model, arguments)
     if trace is None:
         problems.append(failure)
@@ -116,7 +134,11 @@ def check(
         problems=tuple(problems),
         notes=tuple(_take_notes(model)),
         difference=difference,
+        merged=len(merged),
     )
+
+
+_NO_PLUGS = "the model has no plugs and remembers none; plug it first"
 
 
 def unwrap(model: Any) -> nn.Module:
@@ -180,13 +202,6 @@ def _find_loss(
     if holder.disabled:
         return "off", "has its plugs switched off; leave tp.disabled first"
     return None
-
-
-def _find_strangers(live: list[tuple[str, str, nn.Module]], planned: list[Entry]) -> list[Problem]:
-    if planned or live:
-        return []
-    text = "none: the model has no plugs and remembers none; plug it first"
-    return [Problem(kind="none", paths=(), text=text)]
 
 
 def _problem(kind: str, paths: Iterable[str], text: str) -> Problem:

@@ -15,7 +15,10 @@ from torchplug.surgery.plan import PlannedPlug
 _MEMORY = "_torchplug_memory"
 
 Entry = dict[str, Any]
-"""One plug: path, name, module (its key), type (its class), role, stage, channels."""
+"""One plug: path, name, module (its key), type (its class), role, stage, channels.
+
+One that was merged has ``merged`` besides: nothing of it is attached, on purpose.
+"""
 
 
 def name_class(module: nn.Module) -> str:
@@ -60,14 +63,18 @@ def remember(model: nn.Module, plugs: Iterable[tuple[PlannedPlug, nn.Module]]) -
 def forget(
     model: nn.Module, name: str | None = None, steps: Iterable[tuple[str, str]] | None = None
 ) -> None:
-    """Strike out plugs that were taken out: all, those of one name, or these (path, name)."""
+    """Strike out plugs that were taken out: all, those of one name, or these (path, name).
+
+    Merged ones stay: they are weights of the base, which nothing takes out again.
+    """
     pairs = None if steps is None else set(steps)
     for prefix, module in list(_remembering(model)):
         memory = module.__dict__[_MEMORY]
         kept = [
             entry
             for entry in memory["plugs"]
-            if (pairs is not None and (prefix + entry["path"], entry["name"]) not in pairs)
+            if entry.get("merged")
+            or (pairs is not None and (prefix + entry["path"], entry["name"]) not in pairs)
             or name not in {None, entry["name"]}
         ]
         if kept:
@@ -76,8 +83,34 @@ def forget(
             del module.__dict__[_MEMORY]
 
 
+def mark_merged(model: nn.Module, steps: Iterable[tuple[str, str]]) -> None:
+    """Note that these (path, name) became weights of the base, which is described anew there."""
+    pairs = set(steps)
+    for prefix, module in _remembering(model):
+        memory = module.__dict__[_MEMORY]
+        plugs = [
+            {**entry, "merged": True} if (prefix + entry["path"], entry["name"]) in pairs else entry
+            for entry in memory["plugs"]
+        ]
+        now = describe_base(module)
+        base = {
+            path: now.get(path, text) if any(prefix + path == at for at, _ in pairs) else text
+            for path, text in memory["base"].items()
+        }
+        module.__dict__[_MEMORY] = {**memory, "plugs": plugs, "base": base}
+
+
 def recall(model: nn.Module) -> list[Entry]:
-    """Return what was plugged into ``model`` or a part of it, with paths seen from ``model``."""
+    """Return what should be attached to ``model`` or a part of it, with paths seen from it."""
+    return [entry for entry in _recall_all(model) if not entry.get("merged")]
+
+
+def recall_merged(model: nn.Module) -> list[Entry]:
+    """Return the plugs that were merged into the base, with paths seen from ``model``."""
+    return [entry for entry in _recall_all(model) if entry.get("merged")]
+
+
+def _recall_all(model: nn.Module) -> list[Entry]:
     return [
         {**entry, "path": prefix + entry["path"]}
         for prefix, module in _remembering(model)

@@ -4,6 +4,7 @@ from torch import nn
 
 from torchplug.errors import PlugError, explain
 from torchplug.surgery.attach import HOLDER, detach, find_plugs
+from torchplug.surgery.memory import mark_merged
 from torchplug.surgery.op_anchor import find_carrier
 from torchplug.surgery.replace import Beside, Replacement
 
@@ -14,6 +15,9 @@ def merge_plugs(model: nn.Module, name: str | None = None) -> int:
     ACNet's row and column move into the host's kernel, so the network that ships has the size and
     the speed that it had before, and biases; MixConv's kernels make it as large as the largest. The
     model must be in evaluation mode. Plugs that are no convolution are left as they are.
+
+    What was merged is part of the model's own state dict: store that, and load it into a model
+    that was plugged and merged alike. It cannot be taken out again.
 
     Args:
         model: the plugged host; it is changed in place.
@@ -53,6 +57,7 @@ def merge_plugs(model: nn.Module, name: str | None = None) -> int:
             host.weight, host.bias = plain.weight, plain.bias
         else:
             model.set_submodule(path, plain.train(host.training))
+    mark_merged(model, [(path, plug_name) for path, plug_name, _, _ in merged])
     return len(merged)
 
 

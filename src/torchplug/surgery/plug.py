@@ -174,7 +174,7 @@ def unplug(
         steps: take out these (path, name) pairs only, where they are attached.
 
     Returns:
-        How many plugs were taken out.
+        How many plugs were taken out. Merged ones are weights of the base and stay.
 
     Raises:
         PlugError: if no plug has this name.
