@@ -45,6 +45,12 @@ def test_plug_writes_what_check_finds(weights: Path, tmp_path: Path) -> None:
     rows = [line.split() for line in done.stdout.splitlines()[-4:]]
     assert ["layer2.bn2", "se", "se", "32", "identity", "reduction=4"] in rows
 
+    assert "random weights" not in done.stdout
+    done = run("check", MODEL, "plugs.safetensors", *SHAPE, cwd=tmp_path)
+    assert "other than when saved" in done.stdout  # as the base was built anew, which is said
+    assert "has random weights, so other ones are expected; pass --weights" in done.stdout
+    assert not done.stderr
+
     model = build_model(MODEL)
     tp.load(model, tmp_path / "plugs.safetensors", example=(1, 3, 32, 32))
     assert {name for _, name, _ in tp.find_plugs(model)} == {"se", "cbam"}

@@ -3,6 +3,7 @@
 import copy
 import json
 import pickle
+import warnings
 from functools import partial
 from pathlib import Path
 
@@ -60,7 +61,9 @@ def test_a_loaded_model_computes_what_the_saved_one_did(
 ) -> None:
     fresh = torchvision.models.resnet18().eval()
     fresh.load_state_dict(base_of(trained))
-    report = tp.load(fresh, saved, example=example)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        report = tp.load(fresh, saved, example=example)
     assert torch.equal(fresh(draw()), trained(draw()))
     assert list(fresh.state_dict()) == list(trained.state_dict())
     assert report.same_base
@@ -105,7 +108,8 @@ def test_loading_does_not_move_the_global_generator(saved: Path) -> None:
 
 def test_other_base_weights_are_allowed_and_reported(saved: Path) -> None:
     fresh = torchvision.models.resnet18()
-    report = tp.load(fresh, saved)
+    with pytest.warns(UserWarning, match="got a base with others; load the base's own state_dict"):
+        report = tp.load(fresh, saved)
     assert not report.same_base
     assert "other than when saved" in str(report)
     assert "not run" in str(report)

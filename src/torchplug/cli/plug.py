@@ -1,7 +1,9 @@
 """The commands that plug a model and check a file of plugs."""
 
 import os
+import re
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +18,7 @@ from torchplug.hosts import build_model
 from torchplug.surgery import draw as draw_model
 from torchplug.surgery import load, save
 from torchplug.surgery import plug as plug_model
+from torchplug.surgery.checkpoint import OTHER_BASE, LoadReport
 from torchplug.surgery.plan import Plan
 from torchplug.surgery.request import Request
 
@@ -126,12 +129,23 @@ def check(
     _import_safetensors("a file of plugs")
     host = _build(model, weights)
     try:
-        report = load(host, file, example=example)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", re.escape(OTHER_BASE))  # the report has a line of it
+            report = load(host, file, example=example)
     except (UsageError, PlugError) as error:
         print(f"torchplug: {' '.join(str(error).split())}", file=sys.stderr)
         raise typer.Exit(1) from None
-    console.print(str(report), highlight=False, markup=False, soft_wrap=True)
+    text = "\n".join([str(report), *_explain_base(report, weights)])
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
     console.print(_list_plugs(report.plan))
+
+
+def _explain_base(report: LoadReport, weights: Path | None) -> list[str]:
+    """Say what other base weights mean where this command built the base itself."""
+    if report.same_base or weights is not None:
+        return []
+    text = "a model that is built by its name has random weights, so other ones are expected; pass"
+    return [f"  note               {text} --weights to compare the base's own"]
 
 
 def _list_plugs(plan: Plan) -> Table:

@@ -1,6 +1,7 @@
 """Keep plugs in a file of their own, and put them into a fresh model from there."""
 
 import dataclasses
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,13 @@ from torchplug.surgery.scene import Scene
 from torchplug.surgery.specimen import rebuild
 from torchplug.surgery.trace import read_example
 from torchplug.surgery.verify import Base, Step, verify
+
+OTHER_BASE = explain(
+    "plugs compute the same only on the base weights that they were saved with",
+    "a base with others",
+    "load the base's own state_dict first, or store a base that trained along by "
+    "torch.save(model.state_dict()) and load that after plugging",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +91,8 @@ def save(model: nn.Module, path: str | Path) -> Path:
     >>> _ = tp.plug(model, "se", example=(1, 3, 32, 32))
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = tp.save(model, f"{folder}/se.safetensors")
-    ...     print(tp.load(build_model("torchplug:resnet8"), path).paths[0])
+    ...     _ = tp.unplug(model)
+    ...     print(tp.load(model, path).paths[0])
     layer1.bn2
     """
     check_host(model)
@@ -170,7 +179,7 @@ def load(
 
     Args:
         model: a fresh instance of the host, with the weights of its own already loaded. Other
-            weights than when the file was saved are allowed; the report says so.
+            weights than when the file was saved are allowed; a warning and the report say so.
         path: a file that :func:`torchplug.save` wrote.
         example: the shape of a small batch, a tensor, or the arguments of the forward. With it
             the model runs, and each plug must run once and a backward pass must work. A file
@@ -189,12 +198,13 @@ def load(
     >>> import tempfile, torchplug as tp
     >>> from torchplug.hosts import build_model
     >>> model, fresh = build_model("torchplug:resnet8"), build_model("torchplug:resnet8")
+    >>> _ = fresh.load_state_dict(model.state_dict())  # the file has no weight of the base
     >>> _ = tp.plug(model, "cbam", "stage", example=(1, 3, 32, 32))
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     _ = tp.save(model, f"{folder}/cbam.safetensors")
     ...     report = tp.load(fresh, f"{folder}/cbam.safetensors", example=(1, 3, 32, 32))
     >>> report.same_base, report.max_difference
-    (False, 0.0)
+    (True, 0.0)
     """
     check_host(model)
     arguments = None if example is None else read_example(example, model)
@@ -213,6 +223,8 @@ def load(
         step.module.load_state_dict(own, strict=True)
     difference = _attach(model, steps, file.plan, scene)
     added, gates = count_parameters([step.module for step in steps])
+    if not same_base:
+        warnings.warn(OTHER_BASE, stacklevel=2)
     return LoadReport(
         plan=file.plan,
         tensors=len(tensors),
