@@ -1,5 +1,6 @@
 """Bad input gives one clear error, and the model stays as it was."""
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -11,6 +12,7 @@ from torch import nn
 from ultralytics import YOLO
 
 import torchplug as tp
+from torchplug.surgery.build import KEYWORDS
 
 EXAMPLE = (1, 3, 64, 64)
 
@@ -60,7 +62,29 @@ CASES = {
     ),
     "name of a method": (plug("se", name="half"), tp.UsageError, "an identifier"),
     "stage that is not there": (plug("se", stages=[7]), tp.PlugError, "2 in stage 4"),
-    "start that is not there": (plug("se", start="zero"), tp.UsageError, "'identity' or 'paper'"),
+    "stages of text": (plug("se", stages="4"), tp.UsageError, r"stages='4'; pass one, or a list"),
+    "stages that are no numbers": (plug("se", stages=[1.5]), tp.UsageError, r"stages=\[1\.5\]"),
+    "stages that is no list": (plug("se", stages=4.0), tp.UsageError, r"stages=4\.0; pass one"),
+    "every nothing": (plug("se", every=0), tp.UsageError, "every counts from 1: got every=0"),
+    "every of text": (plug("se", every="2"), tp.UsageError, "every counts from 1: got every='2'"),
+    "seed of text": (plug("se", seed="x"), tp.UsageError, "a seed is a whole number: got seed='x'"),
+    "misspelled keyword": (plug("se", stage=[4]), tp.UsageError, "did you mean 'stages'"),
+    "option of a module that has none": (
+        plug(lambda site: nn.Identity(), "stage", colour=1),
+        tp.UsageError,
+        "takes no options",
+    ),
+    "option of a class that has none": (
+        plug(SavesItsOutput, "stage", colour=1),
+        tp.UsageError,
+        "got 'colour'; it has none",
+    ),
+    "start that is not there": (
+        plug("se", start="ident"),
+        tp.UsageError,
+        "one of three words: got 'ident'; choose 'identity' or 'paper', or 'seeded'",
+    ),
+    "start of a convolution": (plug("se", start="seeded"), tp.UsageError, "'seeded' in the place"),
     "bad example": (plug("se", example="image"), tp.UsageError, "pass the shape"),
     "example that the model refuses": (
         plug("se", example=(1, 5, 64, 64)),
@@ -99,6 +123,17 @@ def test_a_failing_plug_says_why_and_changes_nothing(case: str) -> None:
     with pytest.raises(error, match=text):
         call(model)
     assert fingerprint(model) == before
+
+
+def test_one_stage_may_stand_alone() -> None:
+    alone = tp.plug(torchvision.models.resnet18(), "se", example=EXAMPLE, stages=4)
+    listed = tp.plug(torchvision.models.resnet18(), "se", example=EXAMPLE, stages=[4])
+    assert alone.paths == listed.paths == ("layer4.0.bn2", "layer4.1.bn2")
+
+
+def test_the_keywords_that_a_hint_may_name_are_those_of_plug() -> None:
+    parameters = list(inspect.signature(tp.plug).parameters)
+    assert parameters == ["model", "what", *KEYWORDS, "options"]
 
 
 def test_a_failing_plug_leaves_earlier_plugs_attached() -> None:

@@ -26,6 +26,9 @@ from torchplug.surgery.skeleton import KernelGrowth, KernelSkeleton
 
 Factory = Callable[..., nn.Module]
 
+KEYWORDS = ("at", "example", "start", "stages", "every", "within", "where", "seed", "name", "mode")
+"""What :func:`torchplug.plug` takes itself; every other keyword is an option of the module."""
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -119,10 +122,16 @@ def _check_options(factory: Factory, options: Mapping[str, Any], name: str) -> N
     ][1:]
     for option in options:
         if option not in known and not any(p.kind is p.VAR_KEYWORD for p in parameters):
-            text = explain(
-                f"{name} takes only its own options", repr(option), nearest(option, known)
-            )
-            raise UsageError(text)
+            rule = f"{name} takes only its own options"
+            raise UsageError(explain(rule, repr(option), _suggest(option, known)))
+
+
+def _suggest(option: str, known: list[str]) -> str:
+    """The nearest of a module's options and of plug's own keywords; else the options alone."""
+    hint = nearest(option, [*known, *KEYWORDS])
+    if hint.startswith("did you mean"):
+        return hint
+    return nearest(option, known) if known else "it has none"
 
 
 def _qualify(what: Any) -> str:

@@ -35,7 +35,7 @@ def choose_sites(
     """Return the sites that a call asks for; the paper's place where it asks for none.
 
     Raises:
-        UsageError: if a module without a paper has no place, or ``every`` is below 1.
+        UsageError: if a module without a paper has no place.
         PlugError: if nothing matches.
     """
     if at is None:
@@ -115,8 +115,6 @@ def find_misfit(recipe: Recipe, site: Site, scene: Scene) -> str:
 
 def _thin_out(sites: list[Site], every: int) -> list[Site]:
     """Keep every n-th site of each stage."""
-    if every < 1:
-        raise UsageError(explain("every counts from 1", f"every={every}", "pass 1 for all sites"))
     position: Counter[int | None] = Counter()
     kept = []
     for site in sites:

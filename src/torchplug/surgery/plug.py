@@ -1,7 +1,8 @@
 """Plug modules into a model, as one transaction: all of it holds, or the model is as before."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from numbers import Integral
 from typing import Any, get_args
 
 import torch
@@ -31,7 +32,7 @@ def plug(
     *,
     example: Any,
     start: Start = "identity",
-    stages: Sequence[int] | None = None,
+    stages: int | Sequence[int] | None = None,
     every: int | None = None,
     within: str | None = None,
     where: Callable[[Site], bool] | None = None,
@@ -66,7 +67,7 @@ def plug(
             ``old + gain * (new - old)``), ``"paper"`` puts it to rest, and ``"seeded"`` as well,
             with a module that starts from the old kernel as nearly as it can; the report tells
             how far the output moved.
-        stages: keep only the sites in these stages, counted from 1 after the stem.
+        stages: keep only the sites in this stage or these, counted from 1 after the stem.
         every: keep every n-th site of each stage: ``2`` keeps the second, fourth, …
         within: keep only the sites below this path or glob: ``"backbone"``.
         where: keep only the sites for which this is true: ``lambda site: site.stride == 8``.
@@ -94,6 +95,7 @@ def plug(
     (0.0, 'layer1.bn2')
     """
     check_host(model)
+    stages = _read_numbers(stages, every, seed)
     scene = Scene(model, read_example(example, model))
     if isinstance(what, Plan):
         limits = {"stages": stages, "every": every, "within": within, "where": where}
@@ -237,14 +239,29 @@ def _check_nothing_else(**given: Any) -> None:
         raise UsageError(text)
 
 
+def _read_numbers(stages: Any, every: Any, seed: Any) -> tuple[int, ...] | None:
+    """Check the numbers of a call, and return the stages, of which one may stand alone."""
+    if every is not None and not (isinstance(every, Integral) and int(every) >= 1):
+        raise UsageError(explain("every counts from 1", f"every={every!r}", "pass 1 for all sites"))
+    if not isinstance(seed, Integral):
+        raise UsageError(explain("a seed is a whole number", f"seed={seed!r}", "pass 0, say"))
+    if stages is None or isinstance(stages, Integral):
+        return None if stages is None else (int(stages),)
+    numbers = tuple(stages) if isinstance(stages, Iterable) else (stages,)
+    if not all(isinstance(number, Integral) for number in numbers):
+        rule = "stages are whole numbers, counted from 1 after the stem"
+        raise UsageError(explain(rule, f"stages={stages!r}", "pass one, or a list such as [3, 4]"))
+    return numbers
+
+
 def _check_words(start: str, mode: str) -> None:
     if mode not in get_args(Mode):
         fix = "choose 'attach', 'replace' or 'merge', or leave it to the module's card"
         raise UsageError(explain("mode is one of three words", repr(mode), fix))
-    starts = ("identity", "seeded", "paper") if mode == "replace" else ("identity", "paper")
-    if start not in starts:
-        fix = f"choose {' or '.join(map(repr, starts))}"
-        raise UsageError(explain(f"start is one of {len(starts)} words", repr(start), fix))
+    if start in {"identity", "paper"} or (start == "seeded" and mode == "replace"):
+        return
+    fix = "choose 'identity' or 'paper', or 'seeded' in the place of a convolution"
+    raise UsageError(explain("start is one of three words", repr(start), fix))
 
 
 def _make_plan(
