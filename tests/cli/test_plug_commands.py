@@ -75,7 +75,9 @@ def test_base_weights_of_safetensors_are_read(tmp_path: Path) -> None:
 def test_plug_draws_the_plugged_model(tmp_path: Path) -> None:
     done = run("plug", MODEL, *SHAPE, "--plug", "se", "--draw", "model.svg", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "model.svg").read_text().lstrip().startswith(("<svg", "<?xml"))
+    text = (tmp_path / "model.svg").read_text()
+    assert text.lstrip().startswith(("<svg", "<?xml"))
+    assert "+ shortcut" in text  # the shape is known, so the model is drawn as it runs
 
 
 @pytest.mark.parametrize(
@@ -92,6 +94,7 @@ def test_plug_draws_the_plugged_model(tmp_path: Path) -> None:
         (("--plug", "se", "--draw", "missing/x.svg"), "must be writable: got no folder"),
         (("--plug", "se", "--draw", "other.pt/x.svg"), "must be writable: got no folder"),
         (("--plug", "se", "--draw", "x.safetensors"), "write a file each"),
+        (("--plug", "se", "--draw", "x.png"), "a drawing is an SVG file"),
     ],
 )
 def test_bad_requests_are_one_line_and_write_nothing(
@@ -108,7 +111,9 @@ def test_bad_requests_are_one_line_and_write_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["other.pt"]
 
 
-@pytest.mark.parametrize("late", [["--save", "x.safetensors"], ["--draw", "missing/x.svg"]])
+@pytest.mark.parametrize(
+    "late", [["--save", "x.safetensors"], ["--draw", "missing/x.svg"], ["--draw", "x.png"]]
+)
 def test_what_cannot_be_written_is_said_before_a_model_is_built(
     late: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -82,11 +82,51 @@ def test_plugs_stand_where_they_sit(resnet: nn.Module) -> None:
     assert (
         block(svg, "layer2.0")[-9:]
         == [
-            *["se · before the add", "downsample", "Sequential", "0", "1×1 256→512 /2"],
+            *["se · before the add", "downsample", "Sequential, on the shortcut"],
+            *["0", "1×1 256→512 /2"],
             *["1", "BatchNorm2d", "+ shortcut", "add", "512 × 8 × 8"],
         ][-9:]
     )
     assert "se · 16 places · 2,531,008 parameters" in texts
+
+
+def shortcuts(svg: str) -> list[list[tuple[float, float]]]:
+    """The corners of every line that goes around a branch."""
+    lines = ElementTree.fromstring(svg).iter(f"{SVG}polyline")
+    corners = [
+        [tuple(map(float, pair.split(","))) for pair in line.get("points").split()]
+        for line in lines
+    ]
+    return [line for line in corners if len(line) == 4]
+
+
+def test_shortcuts_go_around_the_branch_to_their_add(resnet: nn.Module) -> None:
+    svg = tp.draw(resnet, EXAMPLE)
+    texts = read(svg)
+    adds = [y for _, y, text in texts if text == "+ shortcut"]
+    drawn = shortcuts(svg)
+    assert len(drawn) == len(adds) == 16
+    for line in drawn:
+        (x, top), *_, (_, bottom) = line
+        assert any(abs(y - bottom) < 6 for y in adds)
+        box = next(box for box in boxes(svg) if box[0] == x and box[1] < top < bottom < box[3])
+        names = [y for textx, y, text in texts if text == "conv1" and box[0] < textx < box[2]]
+        assert any(top < y < bottom for y in names)
+    told = [text for _, _, text in texts if text.endswith("on the shortcut")]
+    assert len(told) == 4  # the projections of four stages, each named once
+
+    plain = tp.draw(resnet)
+    assert not shortcuts(plain)  # what was not run is not known
+    hint = "layers as they were registered; with an example: as they ran, with every add"
+    assert hint in [text for _, _, text in read(plain)]
+    assert hint not in [text for _, _, text in texts]
+
+
+def test_a_notebook_shows_the_picture() -> None:
+    svg = tp.draw(Idle())
+    assert svg._repr_svg_() == svg
+    assert type(svg._repr_svg_()) is str
+    assert repr(svg) == f"<SVG of {len(svg):,} characters>"
 
 
 def test_without_an_example_nothing_runs_and_the_plugs_are_there(resnet: nn.Module) -> None:
@@ -191,6 +231,9 @@ def test_the_file_holds_what_is_returned_and_bad_input_is_refused(tmp_path: Path
         tp.draw(model, path=tmp_path / "none" / "model.svg")
     with pytest.raises(tp.UsageError, match="folder that exists"):
         tp.draw(model, path=tmp_path)
+    with pytest.raises(tp.UsageError, match=r"is an SVG file.*x\.png'; name it x\.svg"):
+        tp.draw("resnet18", path=tmp_path / "x.png")  # said before anything else is looked at
+    assert [path.name for path in tmp_path.iterdir()] == ["model.svg"]
     with pytest.raises(tp.UsageError, match="nn.Module".replace(".", r"\.")):
         tp.draw("resnet18")
     with pytest.raises(tp.UsageError, match="pass the shape"):

@@ -19,6 +19,7 @@ from torchplug.surgery import draw as draw_model
 from torchplug.surgery import load, save
 from torchplug.surgery import plug as plug_model
 from torchplug.surgery.checkpoint import OTHER_BASE, LoadReport
+from torchplug.surgery.drawing import check_path
 from torchplug.surgery.plan import Plan
 from torchplug.surgery.request import Request
 
@@ -91,7 +92,7 @@ def plug(
         path = save(host, save_as)
         console.print(f"saved {path} ({path.stat().st_size:,} bytes)", highlight=False)
     if draw is not None:
-        draw_model(host, path=draw)
+        draw_model(host, example, path=draw)
         console.print(f"drew {draw}", highlight=False)
 
 
@@ -109,6 +110,8 @@ def _check_targets(save_as: Path | None, draw: Path | None) -> None:
     if save_as is not None and draw is not None and save_as.resolve() == draw.resolve():
         fix = "name two files"
         raise UsageError(explain("--save and --draw write a file each", str(draw), fix))
+    if draw is not None:
+        check_path(draw)
 
 
 def _import_safetensors(purpose: str) -> Any:

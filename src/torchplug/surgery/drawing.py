@@ -27,7 +27,19 @@ STYLE = (
 )
 
 
-def draw(model: nn.Module, example: Any = None, path: str | Path | None = None) -> str:
+class Svg(str):
+    """The text of a drawing, which a notebook shows as the picture."""
+
+    __slots__ = ()
+
+    def _repr_svg_(self) -> str:
+        return str(self)
+
+    def __repr__(self) -> str:
+        return f"<SVG of {len(self):,} characters>"
+
+
+def draw(model: nn.Module, example: Any = None, path: str | Path | None = None) -> Svg:
     """Draw the stages and blocks of ``model`` with its plugs in place, as SVG.
 
     Every block is a box with its layers from top to bottom; a plug is a colored label under the
@@ -36,16 +48,17 @@ def draw(model: nn.Module, example: Any = None, path: str | Path | None = None) 
     Args:
         model: plugged or not; it is not changed.
         example: the shape of a small batch, a tensor, or the arguments of the forward. With it the
-            model runs once: layers stand in the order in which they ran, the adds of residual
-            blocks and channels × height × width are drawn, and what never ran is gray.
-        path: also write the text to this file.
+            model runs once: layers stand in the order in which they ran, shortcuts with their
+            adds and channels × height × width are drawn, and what never ran is gray. Without it
+            they stand as they were registered.
+        path: also write the text to this file, ``*.svg``.
 
     Returns:
-        The SVG text.
+        The SVG text; a notebook shows it as the picture.
 
     Raises:
-        UsageError: if ``model`` is no module or does not run on ``example``, or the folder of
-            ``path`` does not exist.
+        UsageError: if ``model`` is no module or does not run on ``example``, the folder of
+            ``path`` does not exist, or its name does not end in ``.svg``.
 
     >>> import torchplug as tp
     >>> from torchplug.hosts import build_model
@@ -54,17 +67,29 @@ def draw(model: nn.Module, example: Any = None, path: str | Path | None = None) 
     >>> "se · before the add" in tp.draw(model, (1, 3, 8, 8))
     True
     """
+    file = None if path is None else check_path(Path(path))
     model = unwrap(model)
-    file = None if path is None else _check_path(Path(path))
     trace = None if example is None else record_host(model, read_example(example, model))
     outline = Outliner(model, trace).outline()
-    text = _Drawing(outline, name_class(model)).render()
+    text = Svg(_Drawing(outline, name_class(model), ran=trace is not None).render())
     if file is not None:
         _write(file, text)
     return text
 
 
-def _check_path(path: Path) -> Path:
+def check_path(path: Path) -> Path:
+    """Return the path of a drawing that can be written.
+
+    Raises:
+        UsageError: if the folder does not exist, or the name promises another format.
+    """
+    if path.suffix.lower() != ".svg" and not path.is_dir():
+        text = explain(
+            "a drawing is an SVG file, which browsers show",
+            repr(str(path)),
+            f"name it {path.with_suffix('.svg').name}, and convert it where another is needed",
+        )
+        raise UsageError(text)
     if not path.parent.is_dir() or path.is_dir():
         text = explain(
             "a drawing is written to a file in a folder that exists",
@@ -113,6 +138,7 @@ class _Drawing:
 
     outline: Panel
     title: str
+    ran: bool
     parts: list[str] = field(default_factory=list)
     colors: dict[str, str] = field(default_factory=dict)
 
@@ -124,6 +150,10 @@ class _Drawing:
         shown = self.title + (f" · output {self.outline.size}" if self.outline.size else "")
         self._text(MARGIN, 30, _clip(shown, 800), "big")
         top = self._legend(labels, 44)
+        if not self.ran:
+            hint = "layers as they were registered; with an example: as they ran, with every add"
+            self._text(MARGIN, top + 1, hint, "dim")
+            top += 16
         height = self._items(self.outline, MARGIN, top, PAGE - 2 * MARGIN) + MARGIN
         if self.outline.labels:
             self._tags(self.outline.labels, MARGIN, height, 260)
@@ -202,7 +232,10 @@ class _Drawing:
             kind = _clip(_clean(box.kind), inner)
             self._text(x + 8, at + 25, kind if box.ran else _clip(f"{kind} not run", inner), "dim")
             at += TITLE - 6
+        start, adds = at - 6, [line for line in box.lines if line.is_add and not line.depth]
         for line in box.lines:
+            if adds == [line]:  # of several, the second may begin where the first one ends
+                self._flow((x, start), (x - 7, start), (x - 7, at + 8), (x, at + 8))
             at = self._line(line, x + 8, at, inner)
         if box.labels:
             self._tags(box.labels, x + 8, at, inner)
@@ -214,7 +247,7 @@ class _Drawing:
     def _line(self, line: Line, x: float, y: float, width: float) -> float:
         indent = min(INDENT * line.depth, width / 3)
         text = _clip(_clean(line.text), (width - indent) * 0.7)
-        kind = "off" if not line.ran else "add" if line.text == "+ shortcut" else "base"
+        kind = "off" if not line.ran else "add" if line.is_add else "base"
         self._text(x + indent, y + 12, text, kind, hint=line.path)
         room = width - indent - _length(text) - CHAR
         detail = _clip(_clean(line.detail if line.ran else "not run"), room)
@@ -261,8 +294,8 @@ class _Drawing:
             f'rx="{radius}" fill="{fill}" stroke="{stroke}"{dash}/>'
         )
 
-    def _flow(self, start: tuple[float, float], end: tuple[float, float]) -> None:
-        points = f"{start[0]:.1f},{start[1]:.1f} {end[0]:.1f},{end[1]:.1f}"
+    def _flow(self, *corners: tuple[float, float]) -> None:
+        points = " ".join(f"{x:.1f},{y:.1f}" for x, y in corners)
         self.parts.append(f'<polyline class="flow" points="{points}" marker-end="url(#arrow)"/>')
 
 

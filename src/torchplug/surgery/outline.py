@@ -11,7 +11,7 @@ from torchplug.surgery.attach import Holder, find_plugs
 from torchplug.surgery.intake import Intake
 from torchplug.surgery.memory import name_class, recall
 from torchplug.surgery.replace import Replacement
-from torchplug.surgery.roles import find_blocks
+from torchplug.surgery.roles import find_blocks, find_on_shortcut
 from torchplug.surgery.trace import Call, Trace
 
 PLACES = {
@@ -50,6 +50,7 @@ class Line:
     path: str = ""
     labels: list[Label] = field(default_factory=list)
     ran: bool = True
+    is_add: bool = False
 
 
 @dataclass
@@ -88,6 +89,7 @@ class Outliner:
         self.sizes: dict[str, str] = {}
         self.first: dict[str, float] = {}
         self.adds: dict[str, list[int]] = {}
+        self.on_shortcut: set[str] = set()
         if trace is not None:
             self._read_trace(trace)
 
@@ -104,6 +106,7 @@ class Outliner:
                 self._see(call.path, entry.index + 0.5)
         for block in find_blocks(trace):
             self.adds.setdefault(block.call.path, []).append(block.add.index)
+            self.on_shortcut |= find_on_shortcut(block)
 
     def _see(self, path: str, index: float) -> None:
         """Note when a module ran; its parents ran then too, be they mere lists."""
@@ -193,7 +196,7 @@ class Outliner:
         ]
         for add in self.adds.get(path, []):
             number = next((i for i, (first, _) in enumerate(lines) if first > add), len(lines))
-            lines.insert(number, (add, Line("+ shortcut", "add", depth)))
+            lines.insert(number, (add, Line("+ shortcut", "add", depth, is_add=True)))
         return lines
 
     def _lines(self, path: str, module: nn.Module, depth: int) -> Iterator[Line]:
@@ -217,6 +220,8 @@ class Outliner:
         runs = 1 if self.trace is None or is_shared else self.trace.runs[path]
         text = f"{name} {TIMES}{runs}" if runs > 1 else name
         detail = describe(module) + (" shared" if is_shared else "")
+        if path in self.on_shortcut and path.rpartition(".")[0] not in self.on_shortcut:
+            detail += ", on the shortcut"  # not after the line above it
         labels = self.labels.get(path, [])
         return Line(text, detail, depth, path, labels, self._ran(path))
 

@@ -57,6 +57,15 @@ def find_blocks(trace: Trace) -> list[ResidualBlock]:
     return blocks
 
 
+def find_on_shortcut(block: ResidualBlock) -> set[str]:
+    """Return the paths of the modules in a block that work on its shortcut only."""
+    others = [value for value in block.add.inputs if value.is_map and value is not block.branch]
+    branch = _cone(block.branch, block.call)
+    own = {value for other in others for value in _cone(other, block.call)} - branch
+    paths = {call.path for value in own for call in value.calls if value.is_inside(block.call)}
+    return paths - {call.path for value in branch for call in value.calls}
+
+
 def find_foldable(trace: Trace) -> set[Value]:
     """Return what is made inside sums of branches that fold into one convolution."""
     found: set[Value] = set()
