@@ -163,6 +163,15 @@ def test_assert_is_for_tests(path: Path) -> None:
     assert not [node for node in ast.walk(ast.parse(path.read_text())) if type(node) is ast.Assert]
 
 
+def test_completion_offers_what_is_public() -> None:
+    import torchplug
+
+    assert {"plug", "sites", "compare", "SqueezeExcite", "__version__"} <= set(dir(torchplug))
+    assert not {"Any", "TYPE_CHECKING"} & set(dir(torchplug))
+    for name in dir(torchplug):
+        getattr(torchplug, name)
+
+
 def test_every_module_of_the_catalogue_is_public() -> None:
     import torchplug
 

@@ -42,6 +42,11 @@ if TYPE_CHECKING:
     from torchplug.comparison import compare as compare
 
 
+def __dir__() -> list[str]:
+    # what completion offers: the lazy name too, and nothing that is here for annotations only
+    return sorted({*globals(), "compare"} - {"Any", "TYPE_CHECKING"})
+
+
 def __getattr__(name: str) -> Any:
     # `compare` needs the extra of the same name: it is imported when it is first asked for
     if name == "compare":

@@ -57,12 +57,16 @@ def get_card(key: str) -> Card:
     """Return the card of ``key``.
 
     Raises:
-        UsageError: if no module has this key; the text names the nearest.
+        UsageError: if ``key`` is no text, or no module has it; the text names the nearest.
 
     >>> get_card("se").factory.__name__
     'SqueezeExcite'
     """
     known = cards()
+    given: Any = key  # whatever a caller without a type checker passes
+    if not isinstance(given, str):
+        fix = "pass a text such as 'se'"
+        raise UsageError(explain("a module is named by its key", repr(key), fix))
     if key not in known:
         text = explain("a module is named by its key", f"{key!r}", nearest(key, known))
         raise UsageError(text)

@@ -58,9 +58,16 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     "did you mean 'cbam' or 'bam'?"
     >>> nearest("xyz", ["se", "cbam"])
     "choose from 'se', 'cbam'"
+
+    Upper and lower case count as equal: papers and people write ``CBAM``.
+
+    >>> nearest("SE", ["se", "cbam"])
+    "did you mean 'se'?"
     """
     known = list(choices)
-    close = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
+    folded = {name.casefold(): name for name in reversed(known)}
+    found = difflib.get_close_matches(word.casefold(), folded, n=3, cutoff=0.5)
+    close = [folded[name] for name in found]
     if close:
         return "did you mean " + " or ".join(repr(name) for name in close) + "?"
     return "choose from " + ", ".join(repr(name) for name in known)
@@ -77,7 +84,7 @@ def _explain_missing(package: str, extra: str, purpose: str) -> str:
     return explain(
         f"{purpose} needs {package}",
         "an environment without it",
-        f"install it with: pip install 'torchplug[{extra}]'",
+        f"install it from the clone of torchplug: pip install '.[{extra}]'",
     )
 
 

@@ -101,6 +101,7 @@ def test_sites_is_a_table_of_places() -> None:
     ("words", "text"),
     [
         (("show", "cbma"), "did you mean 'cbam'"),
+        (("show", "CBAM"), "did you mean 'cbam'"),
         (("sites", "torchvision:resnet19"), "did you mean 'resnet18'"),
         (("sites", "torchvision:resnet18", "--shape", "big"), "write it like 1,3,224,224"),
         (("sites", "torchvision:vgg11", "--role", "bottleneck"), "choose from stage"),

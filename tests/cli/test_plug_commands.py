@@ -126,7 +126,7 @@ def test_what_cannot_be_written_is_said_before_a_model_is_built(
     result = CliRunner().invoke(app, ["plug", MODEL, *SHAPE, "--plug", "se", *late])
     wanted = tp.MissingExtra if "--save" in late else tp.UsageError
     assert isinstance(result.exception, wanted)
-    assert "torchplug[files]" in str(result.exception) or "--draw" in late
+    assert "pip install '.[files]'" in str(result.exception) or "--draw" in late
     assert not list(tmp_path.iterdir())
 
 

@@ -138,6 +138,7 @@ def test_a_variant_that_always_fails_takes_no_seed_along() -> None:
     assert row.statuses == {"diverged": 8}
     assert row_of(result, "se").difference == row_of(run({"se": UP}), "se").difference
     assert "failed: diverged in 8 of 8 seeds" in str(result)
+    assert repr(result) == str(result)  # what a cell of a notebook shows
     to_json(result)
 
 

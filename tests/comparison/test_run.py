@@ -131,7 +131,7 @@ def test_a_role_that_the_model_does_not_have_lists_its_roles(tmp_path: Path) -> 
         "    return nn.Sequential(nn.Conv2d(in_channels, 16, 3), nn.ReLU(),\n"
         "        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, num_classes))\n"
     )
-    with pytest.raises(tp.PlugError, match=r"role 'bottleneck'.*'stage' \(1 sites\)"):
+    with pytest.raises(tp.PlugError, match=r"role 'bottleneck'.*'stage' \(1 site\)"):
         run_quickly(tmp_path / "run", model=f"{file}:make", plugs=["se"])
     assert not (tmp_path / "run").exists()
 

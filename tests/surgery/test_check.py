@@ -218,7 +218,7 @@ def test_an_optimizer_made_before_plugging_lacks_the_plugs() -> None:
     early.add_param_group({"params": tp.plug_parameters(model)})
     assert tp.check(model, EXAMPLE, optimizer=early).ok
     model.fc = nn.Linear(512, 2)
-    assert "holds 2 parameters that are not in the model" in str(
+    assert "holds 2 parameters that the model does not have" in str(
         tp.check(model, EXAMPLE, optimizer=early)
     )
 

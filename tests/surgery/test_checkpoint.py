@@ -71,6 +71,7 @@ def test_a_loaded_model_computes_what_the_saved_one_did(
     assert (report.max_difference is None) == (example is None)
     assert "every plug runs" in str(report) or example is None
     assert "the same as when saved" in str(report)
+    assert repr(report) == str(report)
 
 
 def test_the_file_holds_the_plugs_and_nothing_of_the_base(trained: nn.Module, saved: Path) -> None:

@@ -91,6 +91,7 @@ def test_gates_are_counted_apart() -> None:
     report = tp.plug(torchvision.models.resnet50(), "se", example=EXAMPLE)
     assert (report.module_parameters, report.gate_parameters) == (2_530_992, 16)
     assert "2,530,992 in modules (+9.9%) + 16 in start gates" in str(report)
+    assert repr(report) == str(report)  # what a cell of a notebook shows
 
 
 @pytest.mark.parametrize("key", ["se", "cbam", "gc", "bam", "nl", "scse"])

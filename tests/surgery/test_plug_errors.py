@@ -41,6 +41,7 @@ def plug(*args: Any, **kwargs: Any) -> Callable[[nn.Module], object]:
 
 CASES = {
     "unknown module": (plug("cbma"), tp.UsageError, "did you mean 'cbam'"),
+    "module in capitals": (plug("CBAM"), tp.UsageError, "got 'CBAM'; did you mean 'cbam'"),
     "word of the command line": (
         plug("cbam@stage:reduction=8"),
         tp.UsageError,
@@ -123,6 +124,12 @@ def test_a_failing_plug_says_why_and_changes_nothing(case: str) -> None:
     with pytest.raises(error, match=text):
         call(model)
     assert fingerprint(model) == before
+
+
+@pytest.mark.parametrize("key", [None, ["se"], 3, tp.SqueezeExcite])
+def test_a_key_that_is_no_text_is_refused(key: Any) -> None:
+    with pytest.raises(tp.UsageError, match=r"named by its key: got .*; pass a text such as 'se'"):
+        tp.get_card(key)
 
 
 def test_one_stage_may_stand_alone() -> None:

@@ -12,7 +12,7 @@ from torchplug.cli.compare import compare, report
 from torchplug.cli.console import console
 from torchplug.cli.plug import MODEL_HELP, check, plug, read_shape
 from torchplug.cli.repeat import repeat
-from torchplug.errors import UsageError, explain
+from torchplug.errors import UsageError, count, explain
 from torchplug.hosts import build_model
 from torchplug.surgery import find_sites
 
@@ -76,7 +76,7 @@ def show(key: Annotated[str, typer.Argument(help="a key of the catalogue")]) -> 
         ("official code", card.paper.code),
         ("where", f"{card.place} ({card.place.note})"),
         ("starts as", start),
-        ("least width", f"{card.min_channels} channels with default options"),
+        ("least width", f"{count(card.min_channels, 'channel')} with default options"),
         *((("deviation"), deviation) for deviation in card.deviations),
     ):
         facts.add_row(name, value, style=None)

@@ -147,6 +147,8 @@ class ComparisonResult:
         dropped = [f"seed {seed} left out for all: {why}" for seed, why in self.dropped.items()]
         return "\n".join([*table, "", *said, *dropped, "", self.note])
 
+    __repr__ = __str__  # what a cell of a notebook shows
+
     def cells(self, row: Row) -> tuple[str, ...]:
         """Return the texts of a row of the printed table."""
         d = row.difference

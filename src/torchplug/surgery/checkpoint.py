@@ -55,7 +55,7 @@ class LoadReport(Count):
         if self.max_difference is not None:
             run = f"every plug runs; they change the output by up to {self.max_difference:.3g}"
         lines = [
-            f"loaded {names} into {self.plan.host} at {len(self.paths)} places",
+            f"loaded {names} into {self.plan.host} at {count(len(self.paths), 'place')}",
             f"  plug tensors       {self.tensors}",
             f"  parameters         {self.base_parameters:,} + {self.module_parameters:,} in modules"
             + (f" + {self.gate_parameters:,} in start gates" if self.gate_parameters else ""),
@@ -64,6 +64,8 @@ class LoadReport(Count):
             f"  saved with         {', '.join(' '.join(item) for item in self.versions.items())}",
         ]
         return "\n".join(lines)
+
+    __repr__ = __str__  # what a cell of a notebook shows
 
 
 def save(model: nn.Module, path: str | Path) -> Path:

@@ -79,6 +79,8 @@ class Checkup:
         lines += [f"  note     {note}" for note in self.notes]
         return "\n".join(lines)
 
+    __repr__ = __str__  # what a cell of a notebook shows
+
 
 def check(
     model: nn.Module, example: Any, optimizer: torch.optim.Optimizer | None = None
@@ -170,7 +172,8 @@ def find_losses(model: nn.Module, planned: list[Entry]) -> list[Problem]:
     problems = [_problem(kind, paths, text) for (kind, text), paths in found.items()]
     loose = len(find_loose_norms(model))
     if loose:
-        text = f"{loose} batch norms of the frozen base would train again; run tp.repair(model)"
+        norms = count(loose, "batch norm")
+        text = f"{norms} of the frozen base would train again; run tp.repair(model)"
         problems.append(Problem(kind="loose", paths=(), text=f"loose: {text}"))
     return problems
 
@@ -330,13 +333,13 @@ def _check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer | None) 
     problems = []
     if missing:
         paths = tuple(dict.fromkeys(_host_of(name) for name in missing))
-        text = (
-            f"optimizer: it lacks {len(missing)} parameters of plugs at {shorten(paths)}; make it "
-            "after plugging, or call add_param_group with tp.plug_parameters(model)"
-        )
+        lack = f"{count(len(missing), 'parameter')} of plugs at {shorten(paths)}"
+        fix = "make it after plugging, or call add_param_group with tp.plug_parameters(model)"
+        text = f"optimizer: it lacks {lack}; {fix}"
         problems.append(Problem(kind="optimizer", paths=paths, text=text))
     if strange:
-        text = f"optimizer: it holds {strange} parameters that are not in the model; make a new one"
+        held_too = f"{count(strange, 'parameter')} that the model does not have"
+        text = f"optimizer: it holds {held_too}; make a new one"
         problems.append(Problem(kind="optimizer", paths=(), text=text))
     return problems
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from torchplug.errors import UsageError, explain
+from torchplug.errors import UsageError, count, explain
 from torchplug.surgery.checkup import unwrap
 from torchplug.surgery.memory import name_class
 from torchplug.surgery.outline import Box, Label, Line, Outliner, Panel, find_labels
@@ -174,10 +174,9 @@ class _Drawing:
             mine = [label for label in labels if label.name == name]
             kinds = ", ".join(sorted({label.module for label in mine}))
             size = sum(label.parameters for label in mine)
-            places = "1 place" if len(mine) == 1 else f"{len(mine)} places"
             self._rect(MARGIN, y, 14, 14, color, color, 3)
             what = name if kinds == name else f"{name} ({kinds})"
-            text = f"{_clean(what)} · {places} · {size:,} parameters"
+            text = f"{_clean(what)} · {count(len(mine), 'place')} · {count(size, 'parameter')}"
             self._text(MARGIN + 22, y + 11, _clip(text, PAGE - 80))
             y += 20
         return y + 10

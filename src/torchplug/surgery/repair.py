@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from torchplug.errors import count
 from torchplug.surgery.attach import reattach
 from torchplug.surgery.checkup import Problem, find_losses, shorten, unwrap
 from torchplug.surgery.manage import find_loose_norms, hold
@@ -29,13 +30,15 @@ class Repair:
         return not self.problems
 
     def __str__(self) -> str:
-        lines = [f"attached the plugs again at {len(self.repaired)} places"]
+        lines = [f"attached the plugs again at {count(len(self.repaired), 'place')}"]
         if self.repaired:
             lines[0] += f": {shorten(self.repaired)}"
         if self.held:
             lines.append(f"  {self.held} batch norms stay in evaluation mode again")
         lines += [f"  cannot repair  {problem}" for problem in self.problems]
         return "\n".join(lines)
+
+    __repr__ = __str__  # what a cell of a notebook shows
 
 
 def repair(model: nn.Module) -> Repair:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from torchplug.errors import count
 from torchplug.nn import IdentityStart
 from torchplug.surgery.intake import Intake
 from torchplug.surgery.plan import Plan
@@ -61,7 +62,8 @@ class PlugReport(Count):
     def __str__(self) -> str:
         names = sorted({plug.module for plug in self.plan.plugs}) or ["nothing"]
         lines = [
-            f"plugged {', '.join(names)} into {self.plan.host} at {len(self.paths)} places",
+            f"plugged {', '.join(names)} into {self.plan.host} at "
+            f"{count(len(self.paths), 'place')}",
             f"  base tensors kept  {self.base_tensors}/{self.base_tensors}",
             f"  parameters         {self._describe_parameters()}",
             f"  FLOPs on example   {self._describe_flops()}",
@@ -75,6 +77,8 @@ class PlugReport(Count):
             lines += [f"    because          {reason}" for reason in reasons]
         lines += [f"  note               {note}" for note in self.notes]
         return "\n".join(lines)
+
+    __repr__ = __str__  # what a cell of a notebook shows
 
     def _describe_parameters(self) -> str:
         added = self.module_parameters / max(self.base_parameters, 1)

@@ -5,7 +5,7 @@ from functools import cached_property
 
 from torch import nn
 
-from torchplug.errors import PlugError, explain
+from torchplug.errors import PlugError, count, explain
 from torchplug.surgery.attach import find_plugs
 from torchplug.surgery.build import Place
 from torchplug.surgery.find import sites_in
@@ -108,8 +108,8 @@ class Scene:
                 return site
         kind = "map" if planned.role == NAMED else planned.role
         text = explain(
-            f"the plan needs a {kind} of {planned.channels} channels at {planned.path}",
-            f"{candidates[0].channels} channels" if candidates else "a model without one there",
+            f"the plan needs a {kind} of {count(planned.channels, 'channel')} at {planned.path}",
+            count(candidates[0].channels, "channel") if candidates else "a model without one there",
             f"use it on a {plan.host} like the one it was made for, or make a new plan",
         )
         raise PlugError(text)

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from torchplug.errors import PlugError, explain, nearest
+from torchplug.errors import PlugError, count, explain, nearest
 from torchplug.surgery.sites import ROLES, Site, Sites
 
 Predicate = Callable[[str, nn.Module], bool] | Callable[[Site], bool]
@@ -131,7 +131,8 @@ def _pick(sites: Sites, path: str, index: int) -> Site:
 def _list(sites: Sites, path: str) -> str:
     """The maps that a module returns, each with the place where it is made."""
     shown = [
-        f"{path}[{index}] ({site.path}: {site.channels} channels, {site.size[0]} x {site.size[1]})"
+        f"{path}[{index}] ({site.path}: {count(site.channels, 'channel')}, "
+        f"{site.size[0]} x {site.size[1]})"
         for index, site in enumerate(sites.several[path])
         if site is not None
     ]
@@ -211,5 +212,5 @@ def _is_pattern(text: str) -> bool:
 
 
 def _join(sites: Sites) -> str:
-    counts = ", ".join(f"{role!r} ({count} sites)" for role, count in sites.roles.items())
+    counts = ", ".join(f"{role!r} ({count(n, 'site')})" for role, n in sites.roles.items())
     return counts or "none was found"
