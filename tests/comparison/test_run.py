@@ -1,6 +1,7 @@
 """Runs repeat, resume and stay paired."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -45,7 +46,24 @@ def test_a_finished_comparison_is_not_run_again(finished: Path, tmp_path: Path) 
     events = []
     run_quickly(root, on_event=events.append)
     assert {path: path.stat().st_mtime_ns for path in (root / "trials").rglob("*")} == before
-    assert [event.kind for event in events] == ["begin", *["kept"] * 8]
+    assert [event.kind for event in events] == ["begin", *["kept"] * 8, "over"]
+
+
+def test_a_caller_in_python_is_told_of_each_trial_and_where_the_report_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "my run"
+    run_quickly(root, plugs=["se"], recipe=ONE)
+    printed = capsys.readouterr()
+    first, *trials, last = printed.err.splitlines()
+    assert (printed.out, first) == ("", "6 trials")
+    assert len(trials) == 6
+    assert re.fullmatch(r"2 of 6  se, seed 0: finished, 0:00:\d\d, left 0:\d\d:\d\d", trials[1])
+    assert last == f"write the report: torchplug report '{root}'"
+    run_quickly(root, plugs=["se"], recipe=ONE)
+    assert "6 trials, 6 of them there from an earlier run" in capsys.readouterr().err
+    run_quickly(root, plugs=["se"], recipe=ONE, on_event=None)
+    assert capsys.readouterr() == ("", "")
 
 
 def test_a_truncated_record_is_run_again(finished: Path, tmp_path: Path) -> None:

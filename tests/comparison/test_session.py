@@ -72,7 +72,7 @@ def test_a_winner_gets_its_controls_and_no_other(untrained: None, tmp_path: Path
 
     again: list[Any] = []
     assert run_quickly(tmp_path / "run", **settings, on_event=again.append).rows == result.rows
-    assert Counter(event.kind for event in again) == {"begin": 1, "kept": 42, "phase": 1}
+    assert Counter(event.kind for event in again) == {"begin": 1, "kept": 42, "phase": 1, "over": 1}
     run = load_run(tmp_path / "run")
     assert [arm.name for arm in run.arms] == [row.variant for row in result.rows]
     assert run.costs["parameters control of se"]["added"] > 0

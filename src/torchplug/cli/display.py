@@ -84,16 +84,9 @@ class ProgressDisplay:
         )
 
     def _say(self, event: "Event") -> None:
-        told = {
-            "redo": f"{event.trial}: its record is not usable, run again",
-            "retry": f"{event.trial}: its process died ({event.message}), goes on",
-            "stop": f"{event.trial} stopped {event.message}".strip(),
-            "phase": event.message,
-        }
-        text = told.get(event.kind, "")
-        if event.kind == "end" and event.status != "finished":
-            text = f"{event.trial}: {event.status} {event.message}".rstrip()
-        if text:
+        from torchplug.comparison.progress import describe_step  # its package is slow to import
+
+        if text := describe_step(event):
             self._progress.console.print(Text(text))
 
 

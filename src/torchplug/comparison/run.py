@@ -8,7 +8,7 @@ from typing import Any
 from torchplug.comparison.arms import pin_modules
 from torchplug.comparison.engines import EngineName, Place
 from torchplug.comparison.inputs import Model, check_device, name_data, name_model
-from torchplug.comparison.progress import OnEvent, ignore
+from torchplug.comparison.progress import OnEvent, ignore, print_event
 from torchplug.comparison.readback import Run as Run
 from torchplug.comparison.readback import load_run as load_run
 from torchplug.comparison.recipe import Recipe
@@ -42,7 +42,7 @@ def compare(
     engine: EngineName = "auto",
     address: str | None = None,
     engine_options: Mapping[str, Any] | None = None,
-    on_event: OnEvent = ignore,
+    on_event: OnEvent | None = print_event,
 ) -> ComparisonResult:
     """Train baseline and variants on paired seeds and say what was found.
 
@@ -78,10 +78,12 @@ def compare(
         engine: what runs the trials.
         address: of a Ray cluster.
         engine_options: what one trial asks of a cluster.
-        on_event: called as the trials go on, for a progress display.
+        on_event: called as the trials go on, for a progress display; by default a line on stderr
+            for each, ``None`` is silence.
 
     Returns:
-        The result; printing it gives the table and the verdicts.
+        The result; printing it gives the table and the verdicts. ``torchplug report DIRECTORY``, or
+        :func:`torchplug.reporting.write_report`, writes the report.
 
     Raises:
         UsageError: for a model, module, data set or directory that cannot be used; nothing is
@@ -110,7 +112,8 @@ def compare(
     )
     options = dict(engine_options or {})
     place = Place(engine=engine, workers=workers, address=address, options=options)
-    return run_comparison(comparison, out, place, model=model, data=data, on_event=on_event)
+    tell = on_event or ignore
+    return run_comparison(comparison, out, place, model=model, data=data, on_event=tell)
 
 
 def run_comparison(

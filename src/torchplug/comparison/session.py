@@ -133,6 +133,7 @@ class Session:
             if engine is not None:
                 engine.stop()
         write_text(self.store.root / "summary.json", to_json(result))
+        driver.teller.tell("over", message=str(self.store.root))
         return result
 
     def _make_engine(self, leases: Leases, teller: Teller, run: Any = run_job) -> Engine:
