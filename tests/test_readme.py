@@ -82,6 +82,23 @@ def test_the_study_of_the_guide_is_one(name: str, tmp_path: Path) -> None:
     assert (comparison.task, settings.workers, comparison.budget_hours) == ("segmentation", 2, 8)
 
 
+@pytest.mark.parametrize("name", ["docs/comparing.md", "docs/comparing.zh-CN.md"])
+def test_the_guide_asks_for_the_same_study_in_python(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torchplug.comparison import run
+    from torchplug.comparison.studyfile import load_study
+
+    (tmp_path / "study.toml").write_text(blocks(name, "toml")[0], encoding="utf-8")
+    asked: list[object] = []
+    monkeypatch.setattr(
+        run, "run_comparison", lambda comparison, *_, **__: asked.append(comparison)
+    )
+    (code,) = blocks(name, "python")
+    exec(compile(code, name, "exec"), {})
+    assert asked == [load_study(tmp_path / "study.toml")[0]]
+
+
 def test_every_module_of_the_table_is_in_the_catalogue() -> None:
     from torchplug import cards
 

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from torch import nn
 import torchplug as tp
 from tests.comparison.conftest import QUICK, find_trial, read_trials, run_quickly
 from torchplug.comparison import Comparison, Recipe, Variant, load_run
+from torchplug.comparison.arguments import read_plugs
 from torchplug.comparison.arms import Study, build_base, hash_weights, plug_variant
 from torchplug.comparison.data import load_data
 from torchplug.comparison.store import seal, write_json
@@ -118,6 +120,17 @@ def test_other_data_under_the_same_name_are_refused(tmp_path: Path) -> None:
         ({"plugs": ["cbma"]}, "did you mean 'cbam'"),
         ({"plugs": []}, "needs a variant"),
         ({"plugs": ["se", "se"]}, "variants must differ"),
+        ({"plugs": 3}, "plugs is a list of variants: got 3; write 'cbam@stage', {'module'"),
+        ({"plugs": ["se", nn.Conv2d(1, 1, 1)]}, r"plugs\[1\] names what is plugged: got a Conv2d"),
+        ({"plugs": [nn.ReLU]}, r"got ReLU; name a class of your own .*file.py:Class@stage"),
+        ({"plugs": [{"module": "se", "att": "stage"}]}, "did you mean 'at'"),
+        ({"recipe": 1}, r"recipe is a Recipe or its settings: got 1; write {'epochs': 5}"),
+        ({"recipe": {"epoch": 1}}, "did you mean 'epochs'"),
+        ({"recipe": {"epochs": "1"}}, "recipe.epochs is a whole number: got '1'"),
+        ({"goal": "maximize"}, "goal is one of 'max', 'min': got 'maximize'"),
+        ({"controls": ["placebos"]}, "controls is a list"),
+        ({"seeds": "5"}, r"seeds are a number or a list of numbers: got '5'"),
+        ({"seeds": 2.5}, r"seeds are a number or a list of numbers: got 2.5"),
         ({"plugs": ["se:reduction"]}, "has no paper that says where it goes"),
         ({"plugs": ["se:reductoin=4"]}, "did you mean 'reduction'"),
         ({"model": "torchplug:resnet9"}, "did you mean 'resnet8'"),
@@ -152,6 +165,26 @@ def test_a_role_that_the_model_does_not_have_lists_its_roles(tmp_path: Path) -> 
     with pytest.raises(tp.PlugError, match=r"role 'bottleneck'.*'stage' \(1 site\)"):
         run_quickly(tmp_path / "run", model=f"{file}:make", plugs=["se"])
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("plugs", "names"),
+    [
+        ("se + cbam@stage", ["se + cbam@stage"]),
+        (tp.CBAM, ["cbam"]),
+        ({"module": tp.SqueezeExcite, "at": "stage"}, ["se@stage"]),
+        ([tp.CBAM, {"module": "se", "options": {"reduction": [4, 8]}}], ["cbam", "se:reduction=4"]),
+        ([Variant(name="mine", plugs=("se", "cbam@stage")), "se"], ["mine", "se"]),
+    ],
+)
+def test_a_plug_is_a_text_a_class_a_table_or_a_variant(plugs: Any, names: list[str]) -> None:
+    assert [variant.name for variant in read_plugs(plugs)][: len(names)] == names
+
+
+def test_a_recipe_is_settings_too_and_epochs_are_told_apart(tmp_path: Path) -> None:
+    run_quickly(tmp_path / "run", plugs="se", recipe={"batch_size": 512}, epochs=1, controls=())
+    recipe = load_run(tmp_path / "run").comparison.recipe
+    assert recipe == Recipe.for_task("classification", epochs=1, batch_size=512)
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torchplug.comparison.arguments import Plug, check_seeds, read_plugs, read_recipe, read_words
 from torchplug.comparison.arms import pin_modules
 from torchplug.comparison.engines import EngineName, Place
 from torchplug.comparison.inputs import Model, check_device, name_data, name_model
@@ -14,22 +15,23 @@ from torchplug.comparison.readback import load_run as load_run
 from torchplug.comparison.recipe import Recipe
 from torchplug.comparison.result import ComparisonResult
 from torchplug.comparison.session import Inputs, Session
-from torchplug.comparison.spec import Comparison, Control, Goal, TaskName, Variant, read_seeds
+from torchplug.comparison.spec import Comparison, Control, Goal, TaskName
 from torchplug.comparison.store import Store
 
 
 def compare(
     model: Model,
-    plugs: Sequence[str | Variant],
+    plugs: Plug | Sequence[Plug],
     *,
     data: Any = "digits",
     seeds: int | Sequence[int] = 5,
     task: TaskName = "classification",
     metric: str = "",
     goal: Goal = "max",
-    recipe: Recipe | None = None,
+    recipe: Recipe | Mapping[str, Any] | None = None,
+    epochs: int | None = None,
     base: str = "scratch",
-    controls: Sequence[Control] = (),
+    controls: Control | Sequence[Control] = (),
     margin: float | None = None,
     futility: bool = False,
     budget_hours: float | None = None,
@@ -54,14 +56,16 @@ def compare(
         model: a name such as ``"torchplug:resnet8"`` or ``"timm:resnet10t"``, or a function without
             arguments that makes the classifier. Start it from scratch or from weights: the
             baseline gets the same.
-        plugs: ``"MODULE[@PLACE][:OPTION=VALUE,…]"``, or variants.
+        plugs: ``"MODULE[@PLACE][:OPTION=VALUE,…]"``, a table as in a study file, whose lists are
+            grids, a class of the catalogue, or a :class:`Variant`; one of them or a list.
         data: a name (see :mod:`torchplug.comparison.data`), or data in memory: a ``TaskData``, a
             tuple of datasets ``(train, test)``, or a ``LightningDataModule``.
         seeds: how many, or which. Five are a screen, ten allow a verdict.
         task: what the model does.
         metric: the one that decides; empty is the task's own.
         goal: whether more of it is better.
-        recipe: how all are trained.
+        recipe: how all are trained: a :class:`Recipe`, or the settings that differ from the task's.
+        epochs: instead of the recipe's.
         base: where training starts: ``"scratch"``, ``"trained"``, or the path of a checkpoint.
         controls: asked for, for every variant; winners get theirs in any case.
         margin: the smallest difference worth having, in points; ``None`` is 0.2, or one standard
@@ -94,14 +98,10 @@ def compare(
     comparison = Comparison(
         model=name_model(model),
         data=name_data(data),
-        variants=tuple(Variant.parse(plug) if isinstance(plug, str) else plug for plug in plugs),
-        seeds=read_seeds(seeds),
-        task=task,
-        metric=metric,
-        goal=goal,
-        recipe=recipe or Recipe.for_task(task),
-        base=base,
-        controls=tuple(controls),
+        variants=read_plugs(plugs),
+        seeds=check_seeds(seeds),
+        **read_words(task=task, metric=metric, goal=goal, base=base, controls=controls),
+        recipe=read_recipe(recipe, task, epochs),
         margin=margin,
         futility=futility,
         budget_hours=budget_hours,

@@ -239,14 +239,19 @@ def read_variants(entries: Any) -> tuple[Variant, ...]:
     if not isinstance(entries, list):
         fix = 'write variants = ["se", "cbam@stage"], or [[variants]] tables'
         raise UsageError(explain("variants is a list", repr(entries), fix))
-    found: list[Variant] = []
-    for index, entry in enumerate(entries):
-        path = f"variants[{index}]"
-        if isinstance(entry, str):
-            found.append(_located(path, Variant.parse, entry))
-        else:
-            found += _read_grid(check_table(entry, path), path)
-    return tuple(found)
+    return tuple(
+        variant
+        for index, entry in enumerate(entries)
+        for variant in read_variant(entry, f"variants[{index}]")
+    )
+
+
+def read_variant(entry: Any, path: str) -> Iterator[Variant]:
+    """Yield the variants that one text or table stands for; errors name its path."""
+    if isinstance(entry, str):
+        yield _located(path, Variant.parse, entry)
+    else:
+        yield from _read_grid(check_table(entry, path), path)
 
 
 def _located(path: str, function: Any, *args: Any) -> Any:
