@@ -201,6 +201,49 @@ value = float("nan") if requests and requests[0]["module"] == "cc" else int(word
     assert (root / "report.html").exists()
 
 
+PROGRAM = "{python} train.py --seed {seed} --plan {plan} --out {out}"
+
+
+@pytest.mark.parametrize(
+    ("place", "reason"),
+    [
+        ("{out}/m.json:top2", "{out}/m.json has top2: got no such key; did you mean 'top1'?"),
+        ("{out}/n.json:top1", "the program leaves {out}/n.json: got no such file; let the program"),
+    ],
+)
+def test_a_metric_that_is_not_there_ends_the_run_at_the_first_baseline(  # type: ignore[no-untyped-def]
+    run, tmp_path: Path, place: str, reason: str
+) -> None:
+    (tmp_path / "train.py").write_text(
+        RECEIPT + "apply(); (out / 'm.json').write_text('{\"top1\": 1}')"
+    )
+    words = ("compare", "--command", PROGRAM, "--plug", "se", "--seeds", "2", "--name", "own")
+    done = run(*words, "--metric", place)
+    assert done.status == 2
+    assert f"none after baseline, seed 0, so no other trial is begun: {reason}" in done.err
+    assert done.err.rstrip().endswith("run it under another name, or remove runs/own first")
+    assert f"baseline, seed 0: failed: {reason}" in done.out
+    assert len(list((tmp_path / "runs" / "own" / "trials").iterdir())) == 1
+    (tmp_path / "runs" / "own").rename(tmp_path / "runs" / "typo")
+    assert run(*words, "--metric", "{out}/m.json:top1").status == 0
+
+
+def test_why_trials_fail_is_told_once_and_at_the_end(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    script = "if 'module' in plan.read_text(): raise SystemExit(3)\napply(); raise SystemExit(4)"
+    (tmp_path / "train.py").write_text(RECEIPT + script)
+    words = ("compare", "--command", PROGRAM, "--plug", "se", "--seeds", "2", "--name", "own")
+    done = run(*words, "--metric", "{out}/m.json:top1")
+    told = [line for line in done.out.splitlines() if ": failed" in line]
+    assert len(told) == 6
+    assert [line.partition("(")[0] for line in told if "exit code" in line] == [
+        "baseline, seed 0: failed: a program ends with exit code 0: got exit code 4 ",
+        "se, seed 0: failed: a program ends with exit code 0: got exit code 3 ",
+    ]
+    assert done.err.rstrip().endswith(
+        "mend what the reason names, or remove the variant that fails"
+    )
+
+
 def test_the_report_names_the_control_that_a_program_cannot_make(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     script = """
 content = json.loads(plan.read_text())

@@ -10,7 +10,6 @@ the trial fails: a script that forgot the line would make all arms equal.
 
 import dataclasses
 import hashlib
-import platform
 import re
 import shlex
 import shutil
@@ -29,7 +28,7 @@ from torchplug.comparison.metricfile import (
     read_curve,
     read_metric,
 )
-from torchplug.comparison.outcome import Outcome
+from torchplug.comparison.outcome import Outcome, note_time
 from torchplug.comparison.process import end_orphan, run_process
 from torchplug.comparison.receipts import is_refused, take_receipt
 from torchplug.comparison.seeds import derive_seed
@@ -176,19 +175,14 @@ def run_command_trial(
     error = run_process(words, folder)
     if not error or is_refused(plan):  # the reason, whatever the program made of it
         error = take_receipt(plan, record)
+    leaves_no_metric = False
     if not error:
         error = _read_result(place, out.absolute(), logs / "stdout.txt", comparison.metric, record)
+        leaves_no_metric = bool(error) and record["status"] == "finished"
     if error:
         status = "failed" if record["status"] == "finished" else record["status"]
         record |= {"status": status, "error": _clean(error, folder)}
-    timing = {
-        "began": began,
-        "seconds": time.time() - began,
-        "epoch_seconds": [],
-        "resumed_at": [],
-        "host": platform.node(),
-    }
-    return Outcome(record, timing)
+    return Outcome(record, note_time(began), leaves_no_metric)
 
 
 def _begin_record(study: Study, variant: Variant, seed: int) -> dict[str, Any]:

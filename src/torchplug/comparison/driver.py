@@ -26,6 +26,7 @@ from torchplug.comparison.store import (
     write_json,
 )
 from torchplug.comparison.trial_job import fail
+from torchplug.errors import UsageError, explain
 
 TRIES = 3
 """How often the process of a trial may die without finishing another epoch."""
@@ -65,6 +66,8 @@ class Driver:
     _before: dict[Key, int] = field(default_factory=dict)
     _deaths: dict[Key, _Deaths] = field(default_factory=dict)
     _next_look: float = 0.0
+    _reasons: set[str] = field(default_factory=set)
+    """Why trials failed, as far as it was told."""
 
     def plan(self, arms: Sequence[Variant], *, message: str = "") -> None:
         """Look for the records of all trials of these arms, and queue those that are missing."""
@@ -90,6 +93,7 @@ class Driver:
 
         Raises:
             DiskFullError: if there is no space for a record; nothing of it is written.
+            UsageError: if a program's first baseline leaves no metric.
         """
         running: dict[Key, Job] = {}
         try:
@@ -231,7 +235,20 @@ class Driver:
             self._look(job)
         self.leases.give_back(folder)
         self._tell_end(job)
+        if outcome.leaves_no_metric:
+            self._check_place(job, outcome.record["error"])
         return True
+
+    def _check_place(self, job: Job, reason: str) -> None:
+        """End the run if a program's first baseline has no metric: every trial would end so."""
+        is_known = any(known.status == "finished" for known in self.known.values())
+        if job.variant.name == BASELINE and not is_known:
+            text = explain(
+                "a program's metric is where it was said to be",
+                f"none after {job.name}, so no other trial is begun: {reason}",
+                f"then run it under another name, or remove {self.store.root} first",
+            )
+            raise UsageError(text)
 
     def _has_died_enough(self, job: Job) -> bool:
         deaths = self._deaths.setdefault(_key(job), _Deaths())
@@ -243,8 +260,12 @@ class Driver:
 
     def _tell_end(self, job: Job) -> None:
         timing = read_json(Path(job.folder) / TIMING) or {}
-        status = self.known[_key(job)].status
-        self.teller.tell("end", job.name, status=status, seconds=timing.get("seconds", 0.0))
+        status, seconds = self.known[_key(job)].status, timing.get("seconds", 0.0)
+        reason = (read_json(Path(job.folder) / RECORD) or {}).get("error") or ""
+        is_new = reason not in self._reasons  # the same in all trials is told once
+        self._reasons.add(reason)
+        message = reason if is_new else ""
+        self.teller.tell("end", job.name, status=status, seconds=seconds, message=message)
 
 
 def _key(job: Job) -> Key:

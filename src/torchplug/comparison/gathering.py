@@ -113,7 +113,9 @@ def gather(
     seeds = tuple(seed for seed in comparison.seeds if seed not in dropped)
     if len(seeds) < _FEWEST:
         reasons = "; ".join(f"seed {seed}: {why}" for seed, why in dropped.items())
-        fix = "lower the learning rate or remove the variant that fails"
+        diverged = any("diverged" in why for why in dropped.values())
+        first = "lower the learning rate" if diverged else "mend what the reason names"
+        fix = f"{first}, or remove the variant that fails"
         text = explain("at least 2 seeds must finish in the baseline and a variant", reasons, fix)
         raise UsageError(text)
     _check_pairing(trials, seeds, [arm.name for arm in arms if arm.control != "again"])

@@ -35,7 +35,7 @@ class Event:
     """How a trial ended: ``finished``, ``diverged`` or ``failed``."""
 
     message: str = ""
-    """Why, in words; the directory of the run when it is over."""
+    """Why, in words, told once of trials that fail alike; the run's directory when it is over."""
 
     seconds: float = 0.0
     """Of the trial that ended."""
@@ -85,7 +85,7 @@ def describe_step(event: Event) -> str:
     'se, seed 0: diverged'
     """
     if event.kind == "end" and event.status != "finished":
-        return f"{event.trial}: {event.status} {event.message}".rstrip()
+        return ": ".join(filter(None, (event.trial, event.status, event.message)))
     told = {
         "redo": f"{event.trial}: its record is not usable, run again",
         "retry": f"{event.trial}: its process died ({event.message}), goes on",

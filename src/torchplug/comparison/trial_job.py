@@ -11,7 +11,7 @@ import torch
 from torchplug.comparison.arms import Study
 from torchplug.comparison.command import run_command_trial
 from torchplug.comparison.engines.work import Job, Report, clean_error
-from torchplug.comparison.outcome import Outcome
+from torchplug.comparison.outcome import Outcome, note_time
 from torchplug.comparison.spec import Comparison
 from torchplug.comparison.store import PROGRESS, explain_full, is_disk_full, write_json
 from torchplug.comparison.trial import run_trial
@@ -57,15 +57,7 @@ def fail(
         "value": None,
         "data": data_digest,
     }
-    now = time.time()
-    timing = {
-        "began": began or now,
-        "seconds": now - (began or now),
-        "epoch_seconds": [],
-        "resumed_at": [],
-        "host": platform.node(),
-    }
-    return Outcome(record, timing)
+    return Outcome(record, note_time(began or time.time()))
 
 
 @dataclass
