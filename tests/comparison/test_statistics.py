@@ -24,7 +24,7 @@ from torchplug.comparison.statistics import (
     seeds_needed,
     t_test,
 )
-from torchplug.comparison.verdict import explain_sample, judge
+from torchplug.comparison.verdict import explain_sample, judge, judge_again
 
 BASE = [98.0, 98.5, 98.2, 98.9, 98.4, 98.6]
 GAINS = [0.5, 0.2, 0.4, -0.1, 0.6, 0.3]
@@ -175,6 +175,26 @@ def test_sentences_say_what_was_found_and_what_could_have_been() -> None:
     )
     assert "a screen, not a conclusion" in explain_sample(5, 700, 98.7, 3)
     assert "screen" not in explain_sample(10, 700, 98.7, 3)
+    assert "they say hardly anything" in explain_sample(2, 700, 98.7, 3)
+    assert "they say hardly anything" not in explain_sample(3, 700, 98.7, 3)
+
+
+@pytest.mark.parametrize(
+    ("gains", "shown"),
+    [
+        ([0.6, 0.66], "open"),  # the t interval leaves out zero, p of the exact test is 0.5
+        ([-0.6, -0.66], "open"),
+        ([0.6, -0.66], "fair"),
+        ([0.9, 0.8, 0.7, 0.9, 0.8, 0.7], "biased"),
+    ],
+)
+def test_the_baseline_against_itself_is_judged_as_its_interval_looks(
+    gains: list[float], shown: str
+) -> None:
+    difference = compare_one(gains)
+    holds_zero = difference.interval.low <= 0 <= difference.interval.high
+    assert judge_again(difference) == shown
+    assert holds_zero == (shown == "fair")
 
 
 def test_a_verdict_needs_the_margin_and_both_tests() -> None:

@@ -1,6 +1,7 @@
 """The files of a report: complete, self-contained, and safe whatever a variant is called."""
 
 import csv
+import dataclasses
 import json
 import re
 import shutil
@@ -14,9 +15,17 @@ from scipy import stats
 import torchplug as tp
 from tests.comparison.conftest import run_quickly
 from tests.reporting.conftest import FORMULA, HOSTILE
+from torchplug.cli.display import say_again
 from torchplug.comparison import Recipe, Run
+from torchplug.comparison.result import Row
+from torchplug.comparison.statistics import Interval
 from torchplug.reporting import write_report
-from torchplug.reporting.sections import account
+from torchplug.reporting.charts.costs import draw_by_latency
+from torchplug.reporting.charts.effects import draw_again, draw_forest
+from torchplug.reporting.language import LANGUAGES, load_wording
+from torchplug.reporting.sections import account, checks
+from torchplug.reporting.sentences import say_note
+from torchplug.reporting.view import View
 
 SECTIONS = ["verdict", "table", "figures", "controls", "power", "classes"]
 SECTIONS += ["trials", "setup", "evidence", "limits"]
@@ -130,6 +139,73 @@ def test_every_control_says_what_it_answers(page: str) -> None:
     assert rows[1][4] == rows[2][4] == "the variant is ahead"
 
 
+def widen(run: Run, p: float, p_corrected: float, low: float, high: float) -> Run:
+    """The run as if its intervals were those of two seeds."""
+    interval = Interval(low=low, high=high)
+
+    def change(row: Row) -> Row:
+        d = row.difference
+        wide = d and dataclasses.replace(d, p=p, p_corrected=p_corrected, interval=interval)
+        return dataclasses.replace(row, interval=interval, difference=wide)
+
+    rows = tuple(change(row) for row in run.result.rows)
+    return dataclasses.replace(run, result=dataclasses.replace(run.result, rows=rows))
+
+
+@pytest.mark.parametrize(
+    ("p", "p_corrected", "said"),
+    [
+        (0.7, 0.7, ("fair: no difference found", "公平：没有发现差异", "is not told from itself")),
+        (
+            0.038,
+            0.5,
+            (
+                "differs by the t test, not",
+                "要多跑种子才能判断",
+                "by the t test (p = 0.038), not by",
+            ),
+        ),
+        (
+            0.038,
+            0.038,
+            ("differs from itself: doubt", "都要存疑", "with other seeds (p = 0.038), which"),
+        ),
+    ],
+)
+def test_the_baseline_against_itself_is_read_as_its_numbers_are(
+    run: Run, p: float, p_corrected: float, said: tuple[str, str, str]
+) -> None:
+    wide = widen(run, p, p_corrected, 0.1, 0.9)
+    for lang, text in zip(LANGUAGES, said[:2], strict=True):
+        section = checks.tell_controls(View(wide, load_wording(lang)))
+        assert text in section.blocks[0].rows[0][4].text
+    assert said[2] in say_again(wide.result.controls[0])
+
+
+def test_figures_end_where_percent_do(run: Run) -> None:
+    wide = widen(run, 0.5, 0.5, -116.0, 146.0)
+    view = View(wide, load_wording("en"))
+    again = view.controls[0]
+    for svg, most, least in (
+        (draw_by_latency(view, "accuracy"), 100, 0),
+        (draw_forest(view, "accuracy"), 100, -100),
+        (draw_again(view, again), 100, -100),
+    ):
+        ticks = [float(n.replace("−", "-")) for n in re.findall(r">([−\d.]+)</text>", svg or "")]
+        assert (max(ticks), min(ticks)) == (most, least)
+    own = dataclasses.replace(wide, result=dataclasses.replace(wide.result, unit=""))
+    svg = draw_forest(View(own, load_wording("en")), "accuracy")
+    assert "150" in svg  # of a metric of one's own nobody knows what it can be
+
+
+def test_two_seeds_say_in_both_languages_how_little_they_say(run: Run) -> None:
+    two = dataclasses.replace(run.result, seeds=(0, 1))
+    few = dataclasses.replace(run, result=two)
+    chinese = load_wording("zh")
+    assert "几乎什么也说明不了" in say_note(View(few, chinese))
+    assert "几乎什么也说明不了" not in say_note(View(run, chinese))
+
+
 def test_hostile_names_are_escaped_in_page_and_figures(page: str) -> None:
     assert HOSTILE not in page
     assert "<script>alert" not in page
@@ -186,9 +262,6 @@ def test_failures_and_resumed_trials_are_counted(page: str) -> None:
 def test_a_long_list_is_cut_and_says_where_the_rest_is(
     run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from torchplug.reporting.language import load_wording
-    from torchplug.reporting.view import View
-
     monkeypatch.setattr(account, "MOST_TRIALS", 20)
     section = account.tell_trials(View(run, load_wording("en")))
     table = section.blocks[-1].blocks[0]

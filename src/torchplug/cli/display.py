@@ -112,7 +112,7 @@ def print_result(result: "ComparisonResult") -> None:
             console.print(Text.assemble((row.variant, "bold"), "  ", row.verdict.sentence))
     for row in result.controls:
         if row.control == "again" and row.verdict is not None:
-            console.print(Text.assemble((row.variant, "bold"), "  ", _judge_again(row)))
+            console.print(Text.assemble((row.variant, "bold"), "  ", say_again(row)))
     for seed, reason in result.dropped.items():
         console.print(Text(f"seed {seed} was left out for all variants: {reason}"))
     console.print(Text(f"\n{result.note}\n"))
@@ -138,15 +138,23 @@ def _describe_runs(row: "Row") -> str:
     return f"{told} ({row.stopped})" if row.stopped else told
 
 
-def _judge_again(row: "Row") -> str:
+def say_again(row: "Row") -> str:
     """Say what the baseline against itself shows of the comparison as a whole."""
-    label = row.verdict.label if row.verdict else "undecided"
-    if label in {"better", "worse"}:
+    from torchplug.comparison.verdict import judge_again
+
+    d = row.difference
+    shown = "fair" if d is None else judge_again(d)
+    if d is None or shown == "fair":
+        return "is not told from itself, as it should be"
+    if shown == "open":
         return (
-            f"is found {label} than itself with other seeds, which happens by chance in 1 of 20 "
-            "comparisons: trust the verdicts above less"
+            f"differs from itself by the t test (p = {d.p:.2g}), not by the exact one (p = "
+            f"{d.p_flip:.2g}): trust the verdicts above less, more seeds would tell"
         )
-    return "is not told from itself, as it should be"
+    return (
+        f"differs from itself with other seeds (p = {d.p_corrected:.2g}), which happens by chance "
+        "in 1 of 20 comparisons: trust the verdicts above less"
+    )
 
 
 def print_line(text: str) -> None:

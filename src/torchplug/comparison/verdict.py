@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from torchplug.comparison.planning import ALPHA
+from torchplug.comparison.spec import FEWEST_SEEDS
 from torchplug.comparison.statistics import Difference
 
 Label = Literal["better", "worse", "equivalent", "undecided", "failed"]
+Again = Literal["fair", "open", "biased"]
 
 SEEDS_FOR_VERDICT = 10
 
@@ -73,6 +75,17 @@ def judge(
             label="undecided", sentence=sentence, wins=True, unbeaten=tuple(sorted(unbeaten))
         )
     return Verdict(label=label, sentence=words.say(label), wins=wins)
+
+
+def judge_again(difference: Difference) -> Again:
+    """Judge the baseline against itself by what the table shows of it: its interval and its p.
+
+    Fair: the interval holds zero. Biased: it does not, and the exact test agrees. Open: the exact
+    test does not, which it never can with few seeds.
+    """
+    if difference.p_corrected <= ALPHA:
+        return "biased"
+    return "open" if difference.p <= ALPHA else "fair"
 
 
 def say_failed(reason: str) -> Verdict:
@@ -179,8 +192,14 @@ def explain_sample(seeds: int, tested: int, accuracy: float | None, family: int)
         f"{family} variant{'s were' if family > 1 else ' was'} compared with one baseline, and p "
         "values are corrected for that (Holm). "
     )
+    wide = (
+        f"The interval of {seeds} seeds reaches 12.7 standard errors to each side, often beyond "
+        "what the metric can be: they say hardly anything. "
+        if seeds == FEWEST_SEEDS
+        else ""
+    )
     images = _explain_images(tested, accuracy)
-    return f"{kind}{compared}{images}Verdicts hold for this data and this recipe."
+    return f"{kind}{wide}{compared}{images}Verdicts hold for this data and this recipe."
 
 
 def _explain_images(tested: int, accuracy: float | None) -> str:

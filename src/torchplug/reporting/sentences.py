@@ -4,6 +4,7 @@ import re
 
 from torchplug.comparison.planning import ALPHA
 from torchplug.comparison.result import Row
+from torchplug.comparison.spec import FEWEST_SEEDS
 from torchplug.comparison.statistics import Difference
 from torchplug.comparison.verdict import SEEDS_FOR_VERDICT, fewest_deciding
 from torchplug.reporting.numbers import fixed, p_value, signed, span
@@ -114,7 +115,8 @@ def say_note(view: View) -> str:
         if seeds < SEEDS_FOR_VERDICT
         else view.say("sentence.fixed", n=seeds)
     )
-    parts = [kind, view.say("sentence.compared", n=family), _say_images(view)]
+    wide = view.say("sentence.wide", n=seeds) if seeds == FEWEST_SEEDS else ""
+    parts = [kind, wide, view.say("sentence.compared", n=family), _say_images(view)]
     return "".join([*parts, view.say("sentence.holds")])
 
 

@@ -97,6 +97,11 @@ class View:
         """Return the label of an axis with its unit, if there is one."""
         return self.say("unit.of", label=label, unit=self.unit) if self.unit else label
 
+    @property
+    def limits(self) -> tuple[float, float] | None:
+        """The least and the most that a metric can be, where that is known."""
+        return (0.0, 100.0) if self.result.unit else None
+
     @cached_property
     def digits(self) -> int:
         """How many digits differences need: points have two, small units more."""

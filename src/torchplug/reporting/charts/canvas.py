@@ -6,7 +6,7 @@ import re
 import unicodedata
 import warnings
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib as mpl
 from markupsafe import escape
@@ -89,6 +89,20 @@ class Chart:
                 labelcolor=INK,
                 handlelength=1.8,
             )
+
+    def cut(self, axis: Literal["x", "y"], low: float, high: float) -> None:
+        """End an axis where numbers end; an interval over few seeds may reach beyond.
+
+        >>> chart = Chart()
+        >>> _ = chart.axes.plot([0, 1], [-80, 90])
+        >>> chart.cut("y", 0, 100)
+        >>> float(chart.axes.get_ylim()[0])
+        -2.0
+        """
+        reach = getattr(self.axes, f"get_{axis}lim")()
+        air = 0.02 * (high - low)  # a point at the very end is seen whole
+        shown = (max(reach[0], low - air), min(reach[1], high + air))
+        getattr(self.axes, f"set_{axis}lim")(*shown)
 
     def to_svg(self, name: str, label: str) -> str:
         """Return the figure; ``label`` tells those who cannot see it what it shows."""

@@ -107,6 +107,8 @@ def _draw(view: View, metric: str, points: Sequence[_Point], label: str, kind: s
     axes.set_xlabel(label)
     axes.set_ylabel(view.axis_name(metric))
     axes.margins(x=0.12, y=0.12)
+    if view.limits:
+        chart.cut("y", *view.limits)
     chart.legend()
     return chart.to_svg(f"{kind}-{metric}", view.say(f"{kind}.title"))
 

@@ -84,6 +84,8 @@ def draw_curves(view: View, quantity: str, *, by_time: bool = False) -> str | No
         _draw_curve(chart, x, curve, index, clean(row.variant))
     kind = "time" if by_time else "epoch"
     _set_range(chart, [curve for _, _, curve in curves], quantity)
+    if quantity != "loss" and view.limits:
+        chart.cut("y", *view.limits)
     label = view.say(f"figure.{unit}") if by_time else view.say("figure.epoch")
     chart.axes.set_xlabel(label)
     chart.axes.set_ylabel(view.say(f"figure.{quantity}", metric=view.axis_name(view.result.metric)))

@@ -39,10 +39,17 @@ def draw_forest(view: View, metric: str) -> str:
     names = [shorten(name_control(view, row), 22) for row in reversed(rows)]
     axes.set_yticks(range(len(rows)), names)
     axes.set_ylim(-0.6, len(rows) - 0.4)
+    _cut_gains(chart, view)
     axes.grid(visible=False, axis="y")
     axes.spines["left"].set_visible(False)
     axes.set_xlabel(view.with_unit(view.say("figure.gain", metric=view.metric_name(metric))))
     return chart.to_svg(f"forest-{metric}", view.say("forest.title"))
+
+
+def _cut_gains(chart: Chart, view: View) -> None:
+    if view.limits:
+        reach = view.limits[1] - view.limits[0]
+        chart.cut("x", -reach, reach)
 
 
 def forest_rows(view: View) -> list[Row]:
@@ -153,6 +160,7 @@ def draw_again(view: View, row: Row) -> str:
         axes.plot(ends, [-0.9, -0.9], color=INK, linewidth=3, solid_capstyle="butt")
         axes.plot(effect.mean, -0.9, "o", color=INK, markersize=6)
     axes.set_yticks([])
+    _cut_gains(chart, view)
     axes.spines["left"].set_visible(False)
     axes.grid(visible=False, axis="y")
     axes.set_xlabel(view.with_unit(view.say("figure.gain", metric=view.metric_name(metric))))

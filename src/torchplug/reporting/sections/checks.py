@@ -4,6 +4,7 @@ import json
 
 from torchplug.comparison.result import Row
 from torchplug.comparison.statistics import Difference
+from torchplug.comparison.verdict import judge_again
 from torchplug.reporting.blocks import (
     Block,
     Cell,
@@ -90,8 +91,7 @@ def _show_difference(view: View, d: Difference | None) -> Cell:
 def read_control(row: Row) -> str:
     """Return what a control says: the last part of a key of the words."""
     if row.control == "again":
-        is_biased = row.difference is not None and row.difference.p_corrected <= 0.05
-        return "again_biased" if is_biased else "again_fair"
+        return f"again_{judge_again(row.difference)}" if row.difference else "none"
     if row.lead is None:
         return "none"
     if row.lead.interval.low > 0:
