@@ -74,11 +74,15 @@ COMMAND = ("compare", "--plug", "se", "--metric", "{out}/m.json:top1", "--comman
         ((*FLAGS, "--workers", "0"), "at least one process"),
         ((*FLAGS, "--engine", "pool", "--address", "auto"), "has no address"),
         ((*FLAGS, "--lang", "fr"), "a report is written in a language that it knows"),
-        ((*FLAGS, "--recipe", "none.toml"), "none.toml must be a TOML file"),
+        ((*FLAGS, "--lang", "fr", "--dry-run"), "a report is written in a language that it knows"),
+        ((*FLAGS, "--recipe", "none.toml"), "none.toml must be a TOML file: got no such file"),
         ((*FLAGS, "--plug", "cbma"), "did you mean 'cbam'"),
         ((*FLAGS, "--plug", "gc@layer9"), "got 'layer9', which matches none"),
         (("compare", "--plug", "se"), "a study names its model"),
-        (("compare", "nothing.toml"), "nothing.toml must be a TOML file"),
+        (
+            ("compare", "nothing.toml"),
+            "must be a TOML file: got no such file; check its name; this",
+        ),
         (("compare", "study.toml", "--plug", "se"), "a study file says what is compared"),
         (("compare", "--watch", "runs/x"), "needs the directory of a run"),
         (("compare", "--watch", "runs/x", "--plug", "se"), "--watch only looks: got --plug"),
@@ -174,6 +178,21 @@ def test_a_dry_run_tells_trials_time_and_power_and_writes_nothing(run, tmp_path:
         "with 80 %, a difference of 0.74 points if paired differences deviate by 0.35" in done.out
     )
     assert not list(tmp_path.iterdir())
+
+
+def test_names_of_arms_are_folded_where_columns_are_few(  # type: ignore[no-untyped-def]
+    run, monkeypatch: pytest.MonkeyPatch, finished: Path
+) -> None:
+    monkeypatch.setattr(console, "width", 58)
+    plugs = ("--plug", "scse@block:reduction=2", "--plug", "scse@block:reduction=8")
+    looked = run("compare", "--model", "torchplug:resnet8", *plugs, "--dry-run")
+    column = "".join(line.split(" ")[0] for line in looked.out.splitlines())
+    assert "scse@block:reduction=2scse@block:reduction=8" in column
+    monkeypatch.setattr(console, "width", 40)
+    for words in (("compare", "--watch", "runs/study", "--once"), ("report", "runs/study")):
+        done = run(*words, cwd=finished)
+        assert done.status == 0, done.err
+        assert "…" not in done.out
 
 
 def test_a_program_is_compared_and_its_failures_are_shown(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

@@ -115,6 +115,10 @@ def compare(
         _check_alone(options)
         watch_run(watch, once=once)
         return
+    if lang != "en":  # which is always there; to ask for another takes seconds
+        from torchplug.reporting.language import load_wording
+
+        load_wording(lang)
     # the statistics and figures take seconds to import, which `torchplug list` need not wait for
     from torchplug.comparison.search import read_search
     from torchplug.comparison.studyfile import read_study
@@ -188,7 +192,7 @@ def _set_engine(content: dict[str, Any], options: Mapping[str, Any]) -> dict[str
 
 def _to_content(given: Mapping[str, Any]) -> dict[str, Any]:
     """Write options as a study file would."""
-    from torchplug.comparison.studyfile import load_content
+    from torchplug.comparison.typed import read_toml
 
     content: dict[str, Any] = {name: given[name] for name in _SAME if name in given}
     content["variants"] = given.get("plug", [])
@@ -197,7 +201,7 @@ def _to_content(given: Mapping[str, Any]) -> dict[str, Any]:
     if "data" in given or "image_size" in given:
         content["data"] = {"name": "digits", **_rename(given, data="name", image_size="image_size")}
     if "recipe" in given or "epochs" in given:
-        recipe = load_content(given["recipe"]) if "recipe" in given else {}
+        recipe = read_toml(given["recipe"], "epochs = 20") if "recipe" in given else {}
         content["recipe"] = recipe | _rename(given, epochs="epochs")
     if "seeds" in given:
         content["seeds"] = _read_numbers(given["seeds"], "seeds")
@@ -242,9 +246,7 @@ def _run(
 ) -> None:
     from torchplug.comparison.run import run_comparison
     from torchplug.reporting import write_report
-    from torchplug.reporting.language import load_wording
 
-    load_wording(lang)
     place = settings.place
     if search is not None:
         from torchplug.comparison.search import tune

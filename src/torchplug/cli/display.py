@@ -123,7 +123,8 @@ def _make_table(result: "ComparisonResult", rows: "list[Row] | tuple[Row, ...]")
     names = ("variant", "plugged", "params", "MFLOPs", result.metric, "difference", "p")
     for name in names:
         numeric = name in {"params", "MFLOPs", "p"}
-        table.add_column(Text(name), justify="right" if numeric else "left")
+        # names that are cut could not be told apart
+        table.add_column(Text(name), justify="right" if numeric else "left", overflow="fold")
     table.add_column("runs", justify="right")
     for row in rows:
         cells = [*result.cells(row), _describe_runs(row)]

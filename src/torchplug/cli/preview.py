@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.table import Table
 from rich.text import Text
@@ -88,7 +88,9 @@ def _list_arms(
 ) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in ("arm", "plugged", "params", "added", "MFLOPs", "trials", "a trial"):
-        table.add_column(column, justify="left" if column in {"arm", "plugged"} else "right")
+        justify: Literal["left", "right"] = "left" if column in {"arm", "plugged"} else "right"
+        # names that are cut could not be told apart
+        table.add_column(column, justify=justify, overflow="fold")
     for arm in arms:
         cost = costs.get(arm.name, {})
         table.add_row(

@@ -71,7 +71,7 @@ def _head(state: "RunState") -> Text:
 
 def _table(state: "RunState") -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("arm")
+    table.add_column("arm", overflow="fold")  # names that are cut could not be told apart
     shown = [
         name for name in _STATES if name in {"finished", "running", "waiting"} or _any(state, name)
     ]

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import nn
 
+from torchplug.comparison.typed import read_toml
 from torchplug.errors import UsageError, explain, nearest
 
 Optimizer = Literal["sgd", "adamw"]
@@ -144,12 +144,7 @@ class Recipe:
         Raises:
             UsageError: if the file cannot be read, or has an unknown or impossible setting.
         """
-        try:
-            content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            fix = "write lines such as: epochs = 20"
-            raise UsageError(explain(f"{path} must be a TOML file", str(error), fix)) from error
-        return cls.from_dict(content, task=task)
+        return cls.from_dict(read_toml(path, "epochs = 20"), task=task)
 
     def make_optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """Return the optimizer over the parameters that are trained."""

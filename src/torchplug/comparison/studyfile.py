@@ -21,7 +21,6 @@ imported or run by reading it.
 
 import dataclasses
 import itertools
-import tomllib
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,6 +39,7 @@ from torchplug.comparison.typed import (
     fits,
     hints_of,
     join,
+    read_toml,
 )
 from torchplug.errors import TorchplugError, UsageError, explain
 from torchplug.hosts import load_maker
@@ -114,16 +114,12 @@ def load_study(path: str | Path) -> tuple[Comparison, EngineSettings]:
 
 
 def load_content(path: str | Path) -> dict[str, Any]:
-    """Read a TOML file.
+    """Read a study file without holding it to anything: see :func:`read_study`.
 
     Raises:
-        UsageError: if it cannot be read, or is no TOML.
+        UsageError: if it is not there, cannot be read, or is no TOML.
     """
-    try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        fix = "write lines such as: seeds = 5"
-        raise UsageError(explain(f"{path} must be a TOML file", str(error), fix)) from error
+    return read_toml(path, "seeds = 5")
 
 
 def read_study(content: Mapping[str, Any]) -> tuple[Comparison, EngineSettings]:

@@ -2,9 +2,11 @@
 
 import dataclasses
 import inspect
+import tomllib
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 from torchplug.errors import UsageError, explain, nearest
@@ -17,6 +19,31 @@ _NAMES = {
     type(None): "nothing",
 }
 _LISTS = {Sequence, Iterable, list, tuple}
+
+
+def read_toml(path: str | Path, example: str) -> dict[str, Any]:
+    """Read a TOML file.
+
+    Args:
+        path: of the file; a relative one is looked for where the command runs.
+        example: a line that such a file may have.
+
+    Raises:
+        UsageError: if it is not there, cannot be read, or is no TOML.
+
+    >>> read_toml("stduy.toml", "seeds = 5")
+    Traceback (most recent call last):
+    ...
+    torchplug.errors.UsageError: stduy.toml must be a TOML file: got no such file; check its name...
+    """
+    rule, fix = f"{path} must be a TOML file", f"write lines such as: {example}"
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        fix = f"check its name; this is {Path.cwd()}"
+        raise UsageError(explain(rule, "no such file", fix)) from error
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(explain(rule, str(error), fix)) from error
 
 
 def check_keys(content: Mapping[str, Any], known: Iterable[str], path: str = "") -> None:
