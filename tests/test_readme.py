@@ -99,6 +99,19 @@ def test_the_guide_asks_for_the_same_study_in_python(
     assert asked == [load_study(tmp_path / "study.toml")[0]]
 
 
+def test_the_guide_has_the_same_numbers_in_chinese() -> None:
+    row = re.compile(r"^\| \d+ \|.*|^\|.*benchmarks/results/.*", re.MULTILINE)
+    english, chinese = (
+        [
+            sorted(re.findall(r"\d[\d,.]*", line))
+            for line in row.findall((ROOT / name).read_text("utf-8"))
+        ]
+        for name in ("docs/comparing.md", "docs/comparing.zh-CN.md")
+    )
+    assert len(english) == 18 + 4
+    assert chinese == english
+
+
 def test_every_module_of_the_table_is_in_the_catalogue() -> None:
     from torchplug import cards
 
