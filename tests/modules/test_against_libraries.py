@@ -80,6 +80,19 @@ def add_attention() -> None:
         )
         options = {"stride": stride, "groups": groups, "hidden_channels": d}
         add(f"sk {stride} {groups} {d}", "sk", "timm", make, 16, 24, **options)
+    for sizes, keep in itertools.product(((3, 5, 7, 9, 11), (5, 7)), (True, False)):
+        make = partial(
+            SelectiveKernel,
+            8,
+            12,
+            list(sizes),
+            groups=2,
+            rd_channels=6,
+            keep_3x3=keep,
+            split_input=False,
+        )
+        options = {"kernel_sizes": sizes, "dilated": keep, "groups": 2, "hidden_channels": 6}
+        add(f"sk {sizes} {keep}", "sk", "timm", make, 8, 12, **options)
     for radix, groups, stride in itertools.product((1, 2, 3), (1, 2), (1, 2)):
         make = partial(
             SplitAttn,

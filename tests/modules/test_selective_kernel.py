@@ -1,12 +1,14 @@
 """What selective kernels select, start from and refuse."""
 
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 from torch.export import Dim
 
+import torchplug as tp
 from torchplug import SelectiveKernel
 
 
@@ -27,6 +29,40 @@ def test_every_branch_sees_one_pixel_further(dilated: bool) -> None:
         nn.init.ones_(branch.conv.weight)
         rows = branch(x)[0, 0].amax(1).nonzero().flatten()
         assert (int(rows.min()), int(rows.max())) == (5 - reach, 5 + reach)
+
+
+@pytest.mark.parametrize("dilated", [True, False])
+def test_every_branch_sees_its_kernel_size(dilated: bool) -> None:
+    sizes = (7, 3, 9)
+    block = SelectiveKernel(
+        1, 1, kernel_sizes=sizes, groups=1, min_hidden=1, dilated=dilated
+    ).eval()
+    x = torch.zeros(1, 1, 11, 11)
+    x[..., 5, 5] = 1
+    for size, branch in zip(sizes, block.branches, strict=True):
+        assert branch.conv.kernel_size == ((3, 3) if dilated else (size, size))
+        nn.init.ones_(branch.conv.weight)
+        rows = branch(x)[0, 0].amax(1).nonzero().flatten()
+        assert (int(rows.min()), int(rows.max())) == (5 - size // 2, 5 + size // 2)
+
+
+def test_weights_of_any_number_of_branches_are_read() -> None:
+    """pytorchcv's names, which count from two; timm's are held against its own outputs."""
+    block = SelectiveKernel(8, 8, branches=12, groups=2)
+    heads = {"reduce.": "fc1.conv.", "norm.": "fc1.bn.", "select.": "fc2."}
+    theirs = {}
+    for name, tensor in block.state_dict().items():
+        if name.startswith("branches."):
+            _, index, layer, last = name.split(".")
+            layer = {"conv": "conv", "norm": "bn"}[layer]
+            theirs[f"branches.branch{int(index) + 2}.{layer}.{last}"] = tensor
+        else:
+            head = next(head for head in heads if name.startswith(head))
+            theirs[heads[head] + name.removeprefix(head)] = tensor
+    block.load_state_dict(tp.convert_state_dict(theirs, "sk", source="pytorchcv"), strict=True)
+    strange = {**theirs, "branches.branch1.conv.weight": torch.zeros(1)}
+    with pytest.raises(tp.UsageError, match=r"got 'branches.branch1.conv.weight'"):
+        tp.convert_state_dict(strange, "sk", source="pytorchcv")
 
 
 def test_the_weights_of_a_channel_sum_to_one_and_start_near_equal() -> None:
@@ -62,6 +98,14 @@ def test_training_compiles_and_exports_with_every_size_dynamic() -> None:
     ("args", "options", "text"),
     [
         ((64, 64), {"branches": 1}, "at least 2 branches: got branches=1; pass 2"),
+        ((64, 64), {"kernel_sizes": (3,)}, r"at least 2 branches: got kernel_sizes=\(3,\)"),
+        ((64, 64), {"kernel_sizes": (3, 6)}, r"kernel_sizes\[1\] must be odd: .*pass 5 or 7"),
+        ((64, 64), {"kernel_sizes": (1, 3)}, r"got kernel_sizes=\(1, 3\); pass dilated=False"),
+        (
+            (64, 64),
+            {"kernel_sizes": (3, 7), "branches": 3},
+            r"one kernel size: got branches=3 and kernel_sizes=\(3, 7\); pass one of the two",
+        ),
         ((48, 64), {}, "must divide in_channels: got in_channels=48 and groups=32; .*groups=16"),
         ((64, 48), {}, "must divide out_channels: got out_channels=48 and groups=32"),
         ((64, 64), {"groups": 0}, "groups must be at least 1: got groups=0"),
@@ -70,7 +114,7 @@ def test_training_compiles_and_exports_with_every_size_dynamic() -> None:
     ],
 )
 def test_impossible_options_are_refused(
-    args: tuple[int, int], options: dict[str, int], text: str
+    args: tuple[int, int], options: dict[str, Any], text: str
 ) -> None:
     with pytest.raises(ValueError, match=text):
         SelectiveKernel(*args, **options)

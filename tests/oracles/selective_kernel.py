@@ -41,8 +41,8 @@ def reference(module: SelectiveKernel, x: Tensor) -> Tensor:
     samples = []
     for image in x:
         maps = []
-        for branch in module.branches:
-            convolved = convolve(branch.conv, image)
+        for branch, size in zip(module.branches, module.kernel_sizes, strict=True):
+            convolved = convolve(branch.conv, image, size, module.stride)
             maps.append(activate(branch.act, normalize(branch.norm, convolved)))
         summed = sum(maps)
         s = torch.stack([plane.sum() / plane.numel() for plane in summed])
@@ -58,9 +58,9 @@ def reference(module: SelectiveKernel, x: Tensor) -> Tensor:
     return torch.stack(samples)
 
 
-def convolve(conv: nn.Conv2d, image: Tensor) -> Tensor:
-    """A grouped, strided, dilated convolution, one output channel and one tap at a time."""
-    stride, step, reach = conv.stride[0], conv.dilation[0], conv.padding[0]
+def convolve(conv: nn.Conv2d, image: Tensor, size: int, stride: int) -> Tensor:
+    """A grouped convolution that sees ``size`` pixels, one output channel and tap at a time."""
+    step, reach = (size - 1) // max(conv.kernel_size[0] - 1, 1), size // 2
     _, height, width = image.shape
     padded = nn.functional.pad(image, (reach,) * 4)
     inputs, outputs = conv.in_channels // conv.groups, conv.out_channels // conv.groups

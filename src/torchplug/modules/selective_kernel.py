@@ -15,6 +15,7 @@ Deviations: none from the released definitions; the mean of the sum is taken as 
 means, so the summed map is never built.
 """
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,10 +31,13 @@ from torchplug.nn import (
     build_norm,
     check_batch,
     check_divisible,
+    check_odd,
     check_positive,
+    check_several,
     check_whole,
     conv_norm_act,
     hidden_width,
+    rename_matches,
     reset_layers,
     weighted_sum,
 )
@@ -48,11 +52,13 @@ class SelectiveKernel(nn.Module):
     Args:
         in_channels: width of the input.
         out_channels: width of the output.
-        branches: number M of convolutions; 2 in the paper.
+        branches: number M of convolutions; 2 in the paper, and if nothing is given.
+        kernel_sizes: odd size of each branch instead, as the paper varies them: ``(5, 7)`` is its
+            K5 and K7; 3, 5, 7, … if not given.
         stride: of every branch.
         groups: of every branch; 32 in the paper. Must divide both widths.
-        dilated: whether branch i is a 3x3 convolution of dilation i, as in the released networks;
-            otherwise the kernels themselves grow: 3, 5, 7, ….
+        dilated: whether each branch is a 3x3 convolution, dilated to its size, as in the released
+            networks; otherwise the kernels themselves grow.
         reduction: divisor r of ``out_channels`` that gives the hidden width, rounded down.
         min_hidden: the least hidden width L that the division gives.
         hidden_channels: the hidden width itself; overrides ``reduction`` and ``min_hidden``.
@@ -67,8 +73,9 @@ class SelectiveKernel(nn.Module):
         ``(N, in_channels, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride))``.
 
     Raises:
-        ValueError: if ``groups`` does not divide a width, or there are fewer than two branches; in
-            training, if batch norm sees one image.
+        ValueError: if ``groups`` does not divide a width, there are fewer than two branches, or
+            ``branches`` is not the number of kernel sizes; in training, if batch norm sees one
+            image.
 
     Source:
         Selective Kernel Networks, arXiv 1903.06586; implus/SKNet.
@@ -83,7 +90,8 @@ class SelectiveKernel(nn.Module):
         in_channels: int,
         out_channels: int,
         *,
-        branches: int = 2,
+        branches: int | None = None,
+        kernel_sizes: Sequence[int] | None = None,
         stride: int = 1,
         groups: int = 32,
         dilated: bool = True,
@@ -96,10 +104,7 @@ class SelectiveKernel(nn.Module):
         dtype: Any = None,
     ) -> None:
         super().__init__()
-        check_whole("branches", branches)
-        if branches < 2:
-            rule = "a selection needs at least 2 branches"
-            raise ValueError(explain(rule, f"branches={branches}", "pass 2 or more"))
+        self.kernel_sizes = _choose_sizes(branches, kernel_sizes, dilated)
         check_positive({"stride": stride})
         widths = {"in_channels": in_channels, "out_channels": out_channels}
         check_divisible(widths, groups, "groups")
@@ -117,20 +122,21 @@ class SelectiveKernel(nn.Module):
             conv_norm_act(
                 in_channels,
                 out_channels,
-                3 if dilated else 2 * reach + 1,
+                3 if dilated else size,
                 stride=stride,
-                dilation=reach if dilated else 1,
+                dilation=size // 2 if dilated else 1,
                 groups=groups,
                 norm_layer=norm_layer,
                 act_layer=act_layer,
                 **factory,
             )
-            for reach in range(1, branches + 1)  # in pixels, to each side
+            for size in self.kernel_sizes
         )
         self.reduce = nn.Conv2d(out_channels, hidden, 1, bias=False, **factory)
         self.norm = build_norm(norm_layer, hidden, **factory)
         self.act = build_act(act_layer, device=device, dtype=dtype)
-        self.select = nn.Conv2d(hidden, branches * out_channels, 1, bias=False, **factory)
+        scores = len(self.kernel_sizes) * out_channels
+        self.select = nn.Conv2d(hidden, scores, 1, bias=False, **factory)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -160,11 +166,36 @@ class SelectiveKernel(nn.Module):
         return weighted_sum(maps, self.find_weights(means))
 
     def extra_repr(self) -> str:
-        """Name the resolved widths."""
+        """Name the resolved widths and sizes."""
         return (
             f"in_channels={self.in_channels}, out_channels={self.out_channels}, "
-            f"hidden_channels={self.hidden_channels}"
+            f"hidden_channels={self.hidden_channels}, kernel_sizes={self.kernel_sizes}"
         )
+
+
+def _choose_sizes(
+    branches: int | None, kernel_sizes: Sequence[int] | None, dilated: bool
+) -> tuple[int, ...]:
+    """Return the size that each branch sees."""
+    if kernel_sizes is None:
+        count = 2 if branches is None else branches
+        check_whole("branches", count)
+        sizes, got = tuple(range(3, 2 * count + 2, 2)), f"branches={count}"
+    else:
+        check_several("kernel_sizes", kernel_sizes)
+        sizes = tuple(kernel_sizes)
+        got = f"kernel_sizes={sizes}"
+    for index, size in enumerate(sizes):
+        check_odd(f"kernel_sizes[{index}]", size)
+    if len(sizes) < 2:
+        raise ValueError(explain("a selection needs at least 2 branches", got, "pass 2 or more"))
+    if branches not in (None, len(sizes)):
+        got = f"branches={branches} and {got}"
+        raise ValueError(explain("each branch has one kernel size", got, "pass one of the two"))
+    if dilated and min(sizes) < 3:
+        rule, fix = "a dilated 3x3 kernel sees 3 positions or more", "pass dilated=False"
+        raise ValueError(explain(rule, got, fix))
+    return sizes
 
 
 def _flops(module: SelectiveKernel, shape: tuple[int, ...]) -> int:
@@ -199,8 +230,17 @@ def _rename_caffe_norm(state: State) -> State:
     return renamed
 
 
-_MOST_BRANCHES = 4
-"""How many branches the checkpoint formats name."""
+_PYTORCHCV_BRANCH = re.compile(r"^branches\.branch([2-9]|[1-9]\d+)\.(conv|bn)\.")
+
+
+def _read_pytorchcv(state: State) -> State:
+    """Count branches from zero; pytorchcv counts from two."""
+
+    def rename(found: re.Match[str]) -> str:
+        return f"branches.{int(found[1]) - 2}.{'conv' if found[2] == 'conv' else 'norm'}."
+
+    return {_PYTORCHCV_BRANCH.sub(rename, name): state[name] for name in state}
+
 
 CARD = Card(
     key="sk",
@@ -252,6 +292,24 @@ CARD = Card(
             shape=(2, 6, 6, 7),
             parameters=_count((6, 9), 5, groups=3, kernels=(3, 3, 3, 3)),
         ),
+        Sample(
+            args=(4, 6),
+            options={"kernel_sizes": (5, 9), "groups": 2, "stride": 2, "hidden_channels": 3},
+            shape=(2, 4, 8, 7),
+            parameters=_count((4, 6), 3, groups=2),
+        ),
+        Sample(
+            args=(4, 4),
+            options={
+                "kernel_sizes": (7, 1, 3),
+                "branches": 3,
+                "dilated": False,
+                "groups": 1,
+                "hidden_channels": 3,
+            },
+            shape=(2, 4, 5, 6),
+            parameters=_count((4, 4), 3, groups=1, kernels=(7, 1, 3)),
+        ),
     ),
     formats=(
         CheckpointFormat(
@@ -270,25 +328,25 @@ CARD = Card(
         CheckpointFormat(
             source="timm",
             rename={
-                **{f"paths.{i}.bn": f"branches.{i}.norm" for i in range(_MOST_BRANCHES)},
-                "paths": "branches",
                 "attn.fc_reduce": "reduce",
                 "attn.bn": "norm",
                 "attn.fc_select": "select",
             },
+            transform=rename_matches(
+                {
+                    r"^paths\.(\d+)\.conv\.": r"branches.\1.conv.",
+                    r"^paths\.(\d+)\.bn\.": r"branches.\1.norm.",
+                }
+            ),
         ),
         CheckpointFormat(
             source="pytorchcv",
             rename={
-                **{
-                    f"branches.branch{i + 2}.{theirs}": f"branches.{i}.{ours}"
-                    for i in range(_MOST_BRANCHES)
-                    for theirs, ours in (("conv", "conv"), ("bn", "norm"))
-                },
                 "fc1.conv": "reduce",
                 "fc1.bn": "norm",
                 "fc2": "select",
             },
+            transform=_read_pytorchcv,
         ),
     ),
 )
