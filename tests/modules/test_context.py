@@ -26,6 +26,8 @@ LINEAR = {"hidden_channels": 512, "align_corners": False}
         (lambda **o: tp.SpatialPyramidPooling(512, 512, reduction=None, **o), 1_049_600),
         (lambda **o: tp.RFB(512, 512, variant="small", **o), 1_502_016),
         (lambda **o: tp.RFB(512, 512, variant="mobile_small", **o), 653_632),
+        (lambda **o: tp.RFB(1024, 512, variant="extended", **o), 5_545_472),  # RFBNet-E's layers
+        (lambda **o: tp.RFB(256, 256, variant="extended_c", **o), 310_752),
         (lambda **o: tp.SSH(512, 512, **o), 2_212_608),  # M2 and M3
         (lambda **o: tp.SSH(512, 256, context_only=True, **o), 1_032_704),
         (lambda **o: tp.SSH(128, 256, **o), 332_160),  # M1
@@ -99,7 +101,9 @@ def test_a_cascade_of_pools_equals_windows_of_any_odd_sizes() -> None:
     assert torch.equal(got, torch.cat(expected, 1))
 
 
-@pytest.mark.parametrize("variant", ["standard", "small", "mobile", "mobile_small"])
+@pytest.mark.parametrize(
+    "variant", ["standard", "small", "mobile", "mobile_small", "extended", "extended_c"]
+)
 @pytest.mark.parametrize("stride", [1, 2, 3])
 def test_every_form_of_rfb_takes_a_stride(variant: str, stride: int) -> None:
     block = tp.RFB(16, 16, variant=variant, stride=stride).eval()
@@ -131,6 +135,10 @@ def test_a_semantic_embedding_needs_a_map_for_each_level() -> None:
         ),
         (lambda: tp.SpatialPyramidPooling(8, 4, order="first"), "order is one of 'map_first'"),
         (lambda: tp.RFB(16, 4, rates=(1, 3)), r"3 branches .*; pass \(2, 3, 5\)"),
+        (
+            lambda: tp.RFB(16, 4, variant="extended", rates=(1, 3, 5)),
+            r"extended form has 4 branches .*; pass \(1, 3, 5, 7\)",
+        ),
         (lambda: tp.RFB(16, 4, variant="tiny"), "variant is one of 'standard', 'small'"),
         (lambda: tp.RFB(16, 4, stride=0), "stride must be at least 1"),
         (lambda: tp.RFB(15, 4, variant="small"), "at least 4 hidden channels"),

@@ -1,4 +1,4 @@
-"""RFB: recordings of the authors' five forms."""
+"""RFB: recordings of the authors' seven forms."""
 
 import torch
 from torch import Tensor
@@ -19,6 +19,8 @@ GOLDENS = (
     ),
     Golden("rfb__official__mobile_rfb_a", "official", (24, 24), {"variant": "mobile_small"}),
     Golden("rfb__official__E_rfb_a", "official", (32, 16), {"variant": "extended_small"}),
+    Golden("rfb__official__E_rfb_s2", "official", (32, 14), {"variant": "extended", "stride": 2}),
+    Golden("rfb__official__E_rfb_c", "official", (32, 12), {"variant": "extended_c", "scale": 0.1}),
 )
 
 

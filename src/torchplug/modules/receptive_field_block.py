@@ -5,11 +5,12 @@ Equation (Liu et al., section 3.2 and figure 4), with x the map and r the rate o
     b_r = BN(W_r *_r relu(BN(... relu(BN(W x)))))          1x1, plain kernels, then a dilated 3x3
     y   = relu(scale * BN(W [b_2, b_3, b_5]) + BN(W_s x))
 
-Five forms, as the authors' detectors use them: the block, its small form for maps with fine detail
-(RFB-s), both with depthwise dilated kernels for MobileNet, and a small form of seven branches
-(RFBNet-E).
+Seven forms, as the authors' detectors use them: the block, its small form for maps with fine detail
+(RFB-s), both with depthwise dilated kernels for MobileNet, and those of RFBNet-E: the block with a
+fourth branch of 1x7 and 7x1 kernels, or with it as its third, and a small form of seven branches.
 
-Compared with the authors' code (ruinmessi/RFBNet, commit 0f1d836d). Deviations:
+Compared with the authors' code (ruinmessi/RFBNet, commits 0f1d836d and, for the first two of
+RFBNet-E, 0f5d9aaf). Deviations:
 
 - rates are 2, 3, 5 and the scale is 1, as in the authors' detectors; figure 4 draws rates 1, 3, 5,
   and the class in their code defaults to a scale of 0.1.
@@ -40,7 +41,9 @@ from torchplug.nn import (
     reset_layers,
 )
 
-Variant = Literal["standard", "small", "mobile", "mobile_small", "extended_small"]
+Variant = Literal[
+    "standard", "small", "mobile", "mobile_small", "extended", "extended_c", "extended_small"
+]
 Step = tuple[int, int, str]
 """Height and width of a kernel, and its output's width in terms of i, the hidden width."""
 
@@ -61,7 +64,8 @@ _MOBILE: tuple[tuple[Step, ...], ...] = (
     (_POINT, (1, 3, "3(i/2)"), (3, 1, "3(i/2)")),
     (_POINT, (3, 3, "3(i/2)"), (3, 3, "3(i/2)")),
 )
-_EXTENDED: tuple[tuple[Step, ...], ...] = (
+_LONG: tuple[Step, ...] = (_POINT, (1, 7, "3(i/2)"), (7, 1, "2i"))
+_EXTENDED_SMALL: tuple[tuple[Step, ...], ...] = (
     *_SMALL[:3],
     *_SMALL[1:],
     ((1, 1, "i/2"), (3, 1, "3(i/4)"), (1, 3, "i")),
@@ -71,21 +75,25 @@ _BRANCHES = {
     "small": _SMALL,
     "mobile": _MOBILE,
     "mobile_small": _SMALL,
-    "extended_small": _EXTENDED,
+    "extended": (*_STANDARD, _LONG),
+    "extended_c": (*_STANDARD[:2], _LONG),
+    "extended_small": _EXTENDED_SMALL,
 }
 _RATES = {
     "standard": (2, 3, 5),
     "small": (1, 3, 3, 5),
     "mobile": (3, 5),
     "mobile_small": (1, 3, 3, 5),
+    "extended": (1, 3, 5, 7),
+    "extended_c": (1, 3, 7),
     "extended_small": (1, 3, 3, 5, 5, 7, 7),
 }
-_REDUCTIONS = {"standard": 8, "small": 4, "mobile": 8, "mobile_small": 4, "extended_small": 8}
+_REDUCTIONS = {"small": 4, "mobile_small": 4}  # 8 in the others
 _BatchNorm = partial(nn.BatchNorm2d, momentum=0.01)  # the authors' momentum
 
 
 class RFB(nn.Module):
-    """Receptive field block, in the five forms of the authors' detectors.
+    """Receptive field block, in the seven forms of the authors' detectors.
 
     Args:
         in_channels: width of the map.
@@ -94,7 +102,9 @@ class RFB(nn.Module):
             dilated kernel and the shortcut take it.
         variant: ``"standard"``; ``"small"``, RFB-s, of four branches with 1x3 and 3x1 kernels;
             ``"mobile"`` and ``"mobile_small"`` with depthwise dilated kernels and, where the map's
-            shape stays, an identity shortcut; or ``"extended_small"`` of seven branches.
+            shape stays, an identity shortcut; of RFBNet-E ``"extended"`` with a branch of 1x7 and
+            7x1 kernels beside the three, ``"extended_c"`` with it as the last of three, for maps of
+            256 channels, and ``"extended_small"`` of seven branches.
         rates: dilation of each branch; the authors' if not given. Their 512-pixel detector takes
             ``(1, 2, 3)`` for one standard block.
         scale: of what the branches add to the shortcut; 1 in the authors' detectors.
@@ -144,7 +154,7 @@ class RFB(nn.Module):
         check_positive({"in_channels": in_channels, "out_channels": out_channels, "stride": stride})
         hidden = hidden_width(
             in_channels,
-            reduction=_REDUCTIONS[variant] if reduction is None else reduction,
+            reduction=_REDUCTIONS.get(variant, 8) if reduction is None else reduction,
             hidden_channels=hidden_channels,
             at_least=4 if variant.endswith("small") else 2,
         )
@@ -270,17 +280,13 @@ def _conv(before: int, after: int, taps: int = 1) -> int:
     return taps * before * after + 2 * after
 
 
-def _count(width: int, out: int, i: int) -> int:
+def _count(width: int, out: int, i: int, *, far: tuple[int, ...] = (9,)) -> int:
+    """Count two near branches, and far ones with two kernels of so many taps each."""
     half = i // 2 * 3
-    branches = (
-        _conv(width, 2 * i)
-        + _conv(width, i)
-        + _conv(i, 2 * i, 9)
-        + _conv(width, i)
-        + _conv(i, half, 9)
-        + _conv(half, 2 * i, 9)
-    )
-    return branches + 3 * _conv(2 * i, 2 * i, 9) + _conv(6 * i, out) + _conv(width, out)
+    near = _conv(width, 2 * i) + _conv(width, i) + _conv(i, 2 * i, 9)
+    more = sum(_conv(width, i) + _conv(i, half, taps) + _conv(half, 2 * i, taps) for taps in far)
+    dilated = (2 + len(far)) * _conv(2 * i, 2 * i, 9)
+    return near + more + dilated + _conv((4 + 2 * len(far)) * i, out) + _conv(width, out)
 
 
 def _count_small(width: int, out: int, i: int, *, taps: int, shortcut: bool) -> int:
@@ -292,7 +298,7 @@ def _count_small(width: int, out: int, i: int, *, taps: int, shortcut: bool) -> 
     return branches + dilated + _conv(4 * i, out) + (_conv(width, out) if shortcut else 0)
 
 
-def _count_extended(width: int, out: int, i: int) -> int:
+def _count_extended_small(width: int, out: int, i: int) -> int:
     half, most = i // 2, i // 4 * 3
     branches = 5 * _conv(width, i) + 4 * _conv(i, i, 3)
     branches += 2 * (_conv(width, half) + _conv(half, most, 3) + _conv(most, i, 3))
@@ -358,7 +364,19 @@ CARD = Card(
             args=(32, 8),
             options={"variant": "extended_small"},
             shape=(2, 32, 6, 7),
-            parameters=_count_extended(32, 8, 4),
+            parameters=_count_extended_small(32, 8, 4),
+        ),
+        Sample(
+            args=(32, 7),
+            options={"variant": "extended", "stride": 2},
+            shape=(2, 32, 7, 6),
+            parameters=_count(32, 7, 4, far=(9, 7)),
+        ),
+        Sample(
+            args=(18, 6),
+            options={"variant": "extended_c", "scale": 0.1},
+            shape=(2, 18, 6, 8),
+            parameters=_count(18, 6, 2, far=(7,)),
         ),
     ),
     formats=(
