@@ -43,7 +43,8 @@ def test_parameters_are_the_published_ones(build: object, published: int) -> Non
 def plain_pyramid(module: tp.PyramidPooling, x: Tensor) -> Tensor:
     parts = [x]
     for bins, branch in zip(module.bins, module.branches, strict=True):
-        small = branch(F.adaptive_avg_pool2d(x, bins))
+        pool = F.adaptive_max_pool2d if module.pool == "max" else F.adaptive_avg_pool2d
+        small = branch(pool(x, bins))
         parts.append(F.interpolate(small, x.shape[2:], mode="bilinear", align_corners=True))
     return module.project(torch.cat(parts, 1))
 
@@ -55,7 +56,12 @@ def plain_aspp(module: tp.ASPP, x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("kernel_size", [1, 3])
 @pytest.mark.parametrize(
-    ("factory", "plain"), [(tp.PyramidPooling, plain_pyramid), (tp.ASPP, plain_aspp)]
+    ("factory", "plain"),
+    [
+        (tp.PyramidPooling, plain_pyramid),
+        (partial(tp.PyramidPooling, pool="max"), plain_pyramid),
+        (tp.ASPP, plain_aspp),
+    ],
 )
 def test_training_equals_that_of_the_plain_concatenation(
     factory: type[nn.Module], plain: object, kernel_size: int
@@ -126,6 +132,7 @@ def test_a_semantic_embedding_needs_a_map_for_each_level() -> None:
         (lambda: tp.ASPP(8, 4, atrous="depthwise"), "atrous is one of 'dense', 'separable'"),
         (lambda: tp.ASPP(8, 4, kernel_size=2), "kernel_size must be odd"),
         (lambda: tp.PyramidPooling(8, 4, bins=()), "bins are sides of one grid or more"),
+        (lambda: tp.PyramidPooling(8, 4, pool="maximum"), "pool is one of 'average', 'max': got"),
         (lambda: tp.PyramidPooling(8, 0), "out_channels must be at least 1"),
         (lambda: tp.SpatialPyramidPooling(8, 4, kernel_sizes=(9, 5)), "rise from more than 1"),
         (lambda: tp.SpatialPyramidPooling(8, 4, kernel_sizes=(1,)), "rise from more than 1"),

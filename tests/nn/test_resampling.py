@@ -28,16 +28,19 @@ def test_a_small_grid_is_convolved_as_if_it_had_been_upsampled(
 
 
 @pytest.mark.parametrize("bins", [1, 2, 3, 5, 6])
-def test_an_exported_pool_is_exact_at_every_size(bins: int) -> None:
+@pytest.mark.parametrize("maximum", [False, True])
+def test_an_exported_pool_is_exact_at_every_size(bins: int, maximum: bool) -> None:
+    plain = F.adaptive_max_pool2d if maximum else F.adaptive_avg_pool2d
+
     class Pool(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            return pool_to(x, bins)
+            return pool_to(x, bins, maximum=maximum)
 
     sides = {2: Dim("height", min=4, max=512), 3: Dim("width", min=4, max=512)}
     example = torch.randn(2, 3, 9, 13, dtype=torch.float64)
     exported = torch.export.export(Pool(), (example,), dynamic_shapes=(sides,)).module()
     for size in [(9, 13), (4, 5), (13, 20), (60, 7)]:
         x = torch.randn(2, 3, *size, dtype=torch.float64)
-        expected = F.adaptive_avg_pool2d(x, bins)
+        expected = plain(x, bins)
         torch.testing.assert_close(exported(x), expected, rtol=1e-12, atol=1e-12)
-        torch.testing.assert_close(pool_to(x, bins), expected, rtol=0, atol=0)
+        torch.testing.assert_close(pool_to(x, bins, maximum=maximum), expected, rtol=0, atol=0)

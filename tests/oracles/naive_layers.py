@@ -1,7 +1,7 @@
 """Layers written out as sums and comparisons, for oracles: one sample ``(C, H, W)`` at a time."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -56,14 +56,17 @@ def run(layers: nn.Module, sample: Tensor) -> Tensor:
 
 def average(sample: Tensor, bins: int) -> Tensor:
     """Average cells whose borders are rounded outwards, so that neighbors may overlap."""
+    return pool(sample, bins, lambda cell: cell.sum(1) / cell.shape[1])
+
+
+def pool(sample: Tensor, bins: int, reduce: Callable[[Tensor], Tensor]) -> Tensor:
     height, width = sample.shape[1:]
     result = torch.empty(len(sample), bins, bins, dtype=sample.dtype)
     for i in range(bins):
         for j in range(bins):
             rows = slice(i * height // bins, math.ceil((i + 1) * height / bins))
             columns = slice(j * width // bins, math.ceil((j + 1) * width / bins))
-            cell = sample[:, rows, columns].flatten(1)
-            result[:, i, j] = cell.sum(1) / cell.shape[1]
+            result[:, i, j] = reduce(sample[:, rows, columns].flatten(1))
     return result
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.oracles import Golden
-from tests.oracles.naive_layers import average, run, upsample
+from tests.oracles.naive_layers import average, pool, run, upsample
 from torchplug.modules import PyramidPooling
 
 GOLDENS = (
@@ -50,6 +50,9 @@ def reference(module: PyramidPooling, x: Tensor) -> Tensor:
 def pool_pyramid(module: PyramidPooling, sample: Tensor) -> Tensor:
     parts = [sample]
     for bins, branch in zip(module.bins, module.branches, strict=True):
-        small = run(branch, average(sample, bins))
+        pooled = average(sample, bins)
+        if module.pool == "max":
+            pooled = pool(sample, bins, lambda cell: cell.sort(1).values[:, -1])
+        small = run(branch, pooled)
         parts.append(upsample(small, sample.shape[1:], align_corners=module.align_corners))
     return run(module.project or nn.Identity(), torch.cat(parts))

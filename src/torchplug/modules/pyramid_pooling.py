@@ -18,7 +18,7 @@ Deviations: none from that code. The original Caffe definition concatenates x, 6
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,7 @@ from torchplug.nn import (
     ConvNormAct,
     NormLayer,
     check_batch,
+    check_choice,
     check_fraction,
     check_odd,
     check_positive,
@@ -42,6 +43,8 @@ from torchplug.nn import (
     reset_layers,
 )
 
+Pool = Literal["average", "max"]
+
 
 class PyramidPooling(nn.Module):
     """Pyramid pooling module of PSPNet, with the convolution that follows it.
@@ -51,6 +54,8 @@ class PyramidPooling(nn.Module):
         out_channels: width of the result, 512 in the paper. ``None`` stops at the concatenation
             of the map and its upsampled averages, which is what the authors call the module.
         bins: sides of the grids, in the order of concatenation.
+        pool: ``"average"`` of each cell as in the paper's networks, or its ``"max"``, which the
+            paper compares.
         reduction: divisor that gives the width of each pooled branch; the number of bins if not
             given, so that all branches together are as wide as the map.
         hidden_channels: that width itself; overrides ``reduction``. mmsegmentation takes 512.
@@ -86,6 +91,7 @@ class PyramidPooling(nn.Module):
         out_channels: int | None,
         *,
         bins: Sequence[int] = (1, 2, 3, 6),
+        pool: Pool = "average",
         reduction: int | None = None,
         hidden_channels: int | None = None,
         kernel_size: int = 3,
@@ -103,12 +109,13 @@ class PyramidPooling(nn.Module):
         if not bins or min(bins) < 1:
             fix = "pass (1, 2, 3, 6)"
             raise ValueError(explain("bins are sides of one grid or more", f"bins={bins}", fix))
+        check_choice("pool", pool, ("average", "max"))
         check_fraction("dropout", dropout)
         divisor = len(bins) if reduction is None else reduction
         check_positive({"in_channels": in_channels})
         hidden = hidden_width(in_channels, reduction=divisor, hidden_channels=hidden_channels)
         self.in_channels, self.hidden_channels = in_channels, hidden
-        self.bins, self.align_corners = tuple(bins), align_corners
+        self.bins, self.pool, self.align_corners = tuple(bins), pool, align_corners
         self.out_channels = in_channels + len(bins) * hidden
         layers: dict[str, Any] = {"norm_layer": norm_layer, "device": device, "dtype": dtype}
         self.branches = nn.ModuleList(
@@ -132,7 +139,7 @@ class PyramidPooling(nn.Module):
         """Return the pooled branches, ``(N, hidden, b, b)`` for each bin ``b``."""
         pyramid = []
         for bins, branch in zip(self.bins, self.branches, strict=True):
-            pooled = pool_to(x, bins)
+            pooled = pool_to(x, bins, maximum=self.pool == "max")
             for layer in branch.children():
                 check_batch(pooled, layer, owner="PyramidPooling")
             pyramid.append(branch(pooled))
@@ -158,7 +165,7 @@ class PyramidPooling(nn.Module):
         """Name the resolved widths and choices."""
         return (
             f"in_channels={self.in_channels}, out_channels={self.out_channels}, "
-            f"hidden_channels={self.hidden_channels}, bins={self.bins}, "
+            f"hidden_channels={self.hidden_channels}, bins={self.bins}, pool={self.pool!r}, "
             f"align_corners={self.align_corners}"
         )
 
@@ -247,6 +254,12 @@ CARD = Card(
             options={"bins": (2, 3), "reduction": 5, "norm_layer": None},
             shape=(2, 10, 6, 9),
             parameters=2 * (10 * 2 + 2),
+        ),
+        Sample(
+            args=(8, 5),
+            options={"pool": "max", "bins": (1, 2, 5), "hidden_channels": 4},
+            shape=(2, 8, 7, 9),
+            parameters=_count(8, 5, hidden=4, bins=3),
         ),
     ),
     formats=(

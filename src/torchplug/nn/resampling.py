@@ -2,7 +2,7 @@
 
 Adaptive average pooling and bilinear upsampling are linear in each direction, so both are products
 with two small matrices. The exporter to ONNX gives wrong numbers for an adaptive pool of a size
-that is not fixed; the products are right for every size.
+that is not fixed; the products are right for every size, and so are maxima over masked positions.
 """
 
 from collections.abc import Sequence
@@ -14,31 +14,40 @@ from torch.nn import functional as F
 from torchplug.nn.capture import is_exporting
 
 
-def pool_to(x: Tensor, bins: int) -> Tensor:
+def pool_to(x: Tensor, bins: int, *, maximum: bool = False) -> Tensor:
     """Return adaptive averages of ``x`` on a grid of ``bins x bins``, exact also when exported.
 
     Args:
         x: a map ``(N, C, H, W)`` of any size.
         bins: side of the grid; it need not divide ``H`` and ``W``.
+        maximum: of every cell instead of its average.
 
     >>> pool_to(torch.arange(9.0).view(1, 1, 3, 3), 2)
     tensor([[[[2., 3.],
               [5., 6.]]]])
     """
     if not is_exporting():
-        return F.adaptive_avg_pool2d(x, bins)
-    rows, columns = (_averages(side, bins, x) for side in x.shape[2:])
+        return F.adaptive_max_pool2d(x, bins) if maximum else F.adaptive_avg_pool2d(x, bins)
+    rows, columns = (_find_cells(side, bins, x) for side in x.shape[2:])
+    if maximum:
+        return _find_maxima(_find_maxima(x, columns).mT, rows).mT
+    rows, columns = (inside.to(x.dtype) / inside.sum(1, keepdim=True) for inside in (rows, columns))
     return rows @ (x @ columns.mT)
 
 
-def _averages(size: int, bins: int, like: Tensor) -> Tensor:
-    """Return ``(bins, size)``: cell i averages from ``floor(i size / bins)`` up to the next."""
+def _find_maxima(x: Tensor, cells: Tensor) -> Tensor:
+    """Return the maximum of every cell of the last axis."""
+    maxima = [x.masked_fill(~inside, -torch.inf).amax(-1) for inside in cells.unbind()]
+    return torch.stack(maxima, -1)
+
+
+def _find_cells(size: int, bins: int, like: Tensor) -> Tensor:
+    """Return ``(bins, size)``: cell i is from ``floor(i size / bins)`` up to the next."""
     position = torch.arange(size, device=like.device)
     cell = torch.arange(bins, device=like.device)[:, None]
     start = (cell * size).div(bins, rounding_mode="floor")
     end = ((cell + 1) * size + bins - 1).div(bins, rounding_mode="floor")
-    inside = (position >= start) & (position < end)
-    return inside.to(like.dtype) / (end - start).to(like.dtype)
+    return (position >= start) & (position < end)
 
 
 def conv_upsampled(
