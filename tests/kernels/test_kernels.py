@@ -26,7 +26,7 @@ from torchplug.kernels import (
     see_around,
 )
 
-RULES = ("product", "sum", "max", "residual_product", "residual_sum")
+RULES = ("product", "sum", "max", "residual_product", "residual_sum", "residual_max")
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
 SHAPES = ((3, 16, 8, 5), (2, 3, 7, 9), (2, 2, 9, 7), (1, 5, 1, 1))
 Operator = Callable[..., tuple[Tensor, ...]]
@@ -290,7 +290,7 @@ def test_channels_are_reduced_in_groups_to_the_same(
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e3])
-@pytest.mark.parametrize("rule", ["residual_product", "residual_sum"])
+@pytest.mark.parametrize("rule", ["residual_product", "residual_sum", "residual_max"])
 def test_a_compiled_gate_is_right_for_logits_of_any_size(
     rule: str, scale: float, by_pieces: None
 ) -> None:

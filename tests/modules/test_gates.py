@@ -8,6 +8,9 @@ from torch import nn
 from torch.export import Dim
 
 import torchplug as tp
+from tests.contract.cases import randomize
+from tests.oracles.bam import reference
+from torchplug.kernels import eager
 
 
 def test_bam_with_batch_norm_refuses_to_train_on_one_image_and_says_what_to_do() -> None:
@@ -22,6 +25,23 @@ def test_bam_with_a_norm_of_each_image_trains_on_one() -> None:
     assert block(torch.randn(1, 32, 5, 5)).isfinite().all()
 
 
+@pytest.mark.parametrize("combine", ["product", "sum", "max"])
+@pytest.mark.parametrize("size", [(9, 7), (96, 100)])
+def test_bam_learns_alike_on_maps_of_any_size(combine: str, size: tuple[int, int]) -> None:
+    """The large one takes the way by pieces, which writes its own gradients."""
+    block = tp.BAM(16, reduction=4, combine=combine, dtype=torch.float64).eval()
+    randomize(block, 0)
+    x = torch.randn(2, 16, *size, dtype=torch.float64, requires_grad=True)
+    assert (x.numel() >= eager.SMALLEST) == (size[0] > 50)
+    cotangent = torch.randn_like(x)
+    results = []
+    for function in (block, lambda x: reference(block, x)):
+        y = function(x)
+        results.append([y, *torch.autograd.grad((y * cotangent).sum(), [x, *block.parameters()])])
+    for ours, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(ours, wanted, rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize(
     ("build", "text"),
     [
@@ -29,7 +49,7 @@ def test_bam_with_a_norm_of_each_image_trains_on_one() -> None:
         (lambda: tp.CBAM(32, order="parallel"), "order is one of 'channel_first'"),
         (lambda: tp.CBAM(32, pools=()), "a channel gate needs a pool"),
         (lambda: tp.CBAM(32, pools=("mean",)), "pools is one of"),
-        (lambda: tp.BAM(32, combine="times"), "combine is one of 'product', 'sum'"),
+        (lambda: tp.BAM(32, combine="times"), "combine is one of 'product', 'sum', 'max'"),
         (lambda: tp.BAM(32, channel_layers=0), "BAM needs a channel layer"),
         (lambda: tp.ConcurrentSE(8, fusion="mean"), "fusion is one of 'max', 'add'"),
         (lambda: tp.GlobalContext(32, hidden_channels=1), "at least 2 hidden channels"),

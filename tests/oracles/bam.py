@@ -32,9 +32,15 @@ def reference(module: BAM, x: Tensor) -> Tensor:
     for sample in x:
         average = sample.flatten(1).sum(1)[:, None, None] / sample[0].numel()
         channel, spatial = run(module.channel, average), run(module.spatial, sample)
-        energy = channel * spatial if module.combine == "product" else channel + spatial
+        energy = combine(module.combine, channel, spatial)
         samples.append(sample * (1 + 1 / (1 + torch.exp(-energy))))
     return torch.stack(samples)
+
+
+def combine(how: str, channel: Tensor, spatial: Tensor) -> Tensor:
+    if how == "max":
+        return torch.where(channel > spatial, channel, spatial)
+    return channel * spatial if how == "product" else channel + spatial
 
 
 def run(branch: nn.Sequential, sample: Tensor) -> Tensor:

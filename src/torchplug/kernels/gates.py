@@ -7,7 +7,8 @@ Each rule says how two gates, ``c`` of the channels ``(N, C, 1, 1)`` and ``s`` o
 - ``"sum"``: ``x (c + s)``;
 - ``"max"``: the larger of ``x c`` and ``x s``;
 - ``"residual_product"``: ``x + x sigmoid(c s)``;
-- ``"residual_sum"``: ``x + x sigmoid(c + s)``.
+- ``"residual_sum"``: ``x + x sigmoid(c + s)``;
+- ``"residual_max"``: ``x + x sigmoid(max(c, s))``.
 """
 
 import math
@@ -31,7 +32,7 @@ from torchplug.kernels.passing import claim, owe
 
 _LOG2E = math.log2(math.e)
 
-Rule = Literal["product", "sum", "max", "residual_product", "residual_sum"]
+Rule = Literal["product", "sum", "max", "residual_product", "residual_sum", "residual_max"]
 
 
 def apply_gate(x: Tensor, gate: Tensor) -> Tensor:
@@ -354,6 +355,17 @@ class _ResidualSum(_Residual):
         _sum_positions(slope, dc)
 
 
+class _ResidualMax(_Residual):
+    mix = torch.maximum
+
+    @staticmethod
+    def divide(slope: Tensor, c: Tensor, s: Tensor, dc: Tensor, ds: Tensor) -> None:
+        # 1 where the channel gate decides, 0 where the spatial gate does, half where they tie
+        share = torch.sub(c, s).sign_().add_(1).mul_(0.5).mul_(slope)
+        _sum_positions(share, dc)
+        _sum_channels(slope.sub_(share), torch.ones_like(c), ds)
+
+
 def _scale_mixed(x: Tensor, c: Tensor, s: Tensor, mix: Callable[..., Tensor]) -> Tensor:
     y = torch.empty_like(x)
     for yi, xi, ci, si in cut(y, x, c, s):
@@ -367,4 +379,5 @@ _RULES: dict[Rule, type[_How]] = {
     "max": _Max,
     "residual_product": _ResidualProduct,
     "residual_sum": _ResidualSum,
+    "residual_max": _ResidualMax,
 }

@@ -36,8 +36,13 @@ from torchplug.nn import (
     rename_matches,
 )
 
-Combine = Literal["product", "sum"]
+Combine = Literal["product", "sum", "max"]
 NormLayer = Callable[..., nn.Module]
+_RULES: dict[Combine, Rule] = {
+    "product": "residual_product",
+    "sum": "residual_sum",
+    "max": "residual_max",
+}
 
 
 def _conv_norm_act(
@@ -72,7 +77,8 @@ class BAM(nn.Module):
         channel_layers: hidden layers of the channel branch; 1 in the paper.
         spatial_layers: dilated 3x3 convolutions of the spatial branch; 2 in the paper.
         dilation: of those convolutions; 4 in the paper.
-        combine: ``"product"`` of the branches as in the released code, or their ``"sum"``.
+        combine: ``"product"`` of the branches as in the released code, or their ``"sum"`` or
+            ``"max"``, which the paper compares.
         norm_layer: norm of the hidden layers. Batch norm in the channel branch cannot train on one
             image a device; ``torch.nn.InstanceNorm2d`` cannot either, but a group norm of one
             group can: ``functools.partial(torch.nn.GroupNorm, 1)``.
@@ -109,7 +115,7 @@ class BAM(nn.Module):
         dtype: Any = None,
     ) -> None:
         super().__init__()
-        check_choice("combine", combine, ("product", "sum"))
+        check_choice("combine", combine, tuple(_RULES))
         check_natural({"channel_layers": channel_layers, "spatial_layers": spatial_layers})
         if channel_layers < 1 or spatial_layers < 0:
             got = f"channel_layers={channel_layers}, spatial_layers={spatial_layers}"
@@ -155,8 +161,7 @@ class BAM(nn.Module):
             check_batch(pooled, norm, owner="BAM")
         for layer in (*rest, self.spatial[-1]):
             spatial = layer(spatial)
-        rule: Rule = "residual_product" if self.combine == "product" else "residual_sum"
-        return apply_gates(x, self.channel(pooled), spatial, rule)
+        return apply_gates(x, self.channel(pooled), spatial, _RULES[self.combine])
 
     def extra_repr(self) -> str:
         """Name the resolved widths."""
@@ -239,6 +244,12 @@ CARD = Card(
             options={"hidden_channels": 4, "spatial_layers": 1, "dilation": 2},
             shape=(2, 10, 5, 6),
             parameters=_count(10, 4, spatial_layers=1),
+        ),
+        Sample(
+            args=(12,),
+            options={"combine": "max", "reduction": 3},
+            shape=(2, 12, 7, 5),
+            parameters=_count(12, 4),
         ),
     ),
     formats=(
