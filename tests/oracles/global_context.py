@@ -48,9 +48,10 @@ def reference(module: GlobalContext, x: Tensor) -> Tensor:
 
 
 def transform(module: ContextTransform, context: Tensor) -> Tensor:
-    """The bottleneck with its layer norm written out."""
+    """The bottleneck with its layer norm, if it has one, written out."""
     hidden = module.reduce.weight.flatten(1) @ context + module.reduce.bias
-    centered = hidden - hidden.mean()
-    normed = centered / torch.sqrt(centered.square().mean() + module.norm.eps)
-    hidden = module.act(normed * module.norm.weight.flatten() + module.norm.bias.flatten())
-    return module.expand.weight.flatten(1) @ hidden + module.expand.bias
+    if module.norm is not None:
+        centered = hidden - hidden.mean()
+        normed = centered / torch.sqrt(centered.square().mean() + module.norm.eps)
+        hidden = normed * module.norm.weight.flatten() + module.norm.bias.flatten()
+    return module.expand.weight.flatten(1) @ module.act(hidden) + module.expand.bias

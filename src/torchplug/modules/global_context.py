@@ -37,13 +37,16 @@ Fusion = Literal["add", "scale", "scale_add"]
 
 
 class ContextTransform(nn.Module):
-    """The bottleneck of a context vector, ``(N, C, 1, 1) -> (N, C, 1, 1)``; zero at the start."""
+    """The bottleneck of a context vector, ``(N, C, 1, 1) -> (N, C, 1, 1)``; zero at the start.
+
+    Without ``eps`` it has no layer norm.
+    """
 
     def __init__(
         self,
         channels: int,
         hidden_channels: int,
-        eps: float,
+        eps: float | None,
         act_layer: type[nn.Module],
         device: Any = None,
         dtype: Any = None,
@@ -51,7 +54,9 @@ class ContextTransform(nn.Module):
         super().__init__()
         factory = {"device": device, "dtype": dtype}
         self.reduce = nn.Conv2d(channels, hidden_channels, 1, **factory)
-        self.norm = nn.LayerNorm([hidden_channels, 1, 1], eps=eps, **factory)
+        self.norm: nn.LayerNorm | None = None
+        if eps is not None:
+            self.norm = nn.LayerNorm([hidden_channels, 1, 1], eps=eps, **factory)
         self.act = build_act(act_layer, device=device, dtype=dtype)
         self.expand = nn.Conv2d(hidden_channels, channels, 1, **factory)
 
@@ -66,7 +71,8 @@ class ContextTransform(nn.Module):
 
     def forward(self, context: Tensor) -> Tensor:
         """Return the transformed context."""
-        return self.expand(self.act(self.norm(self.reduce(context))))
+        hidden = self.reduce(context)
+        return self.expand(self.act(hidden if self.norm is None else self.norm(hidden)))
 
 
 class GlobalContext(nn.Module):
@@ -81,10 +87,12 @@ class GlobalContext(nn.Module):
         channels: width of the map.
         reduction: divisor that gives the hidden width, rounded down; 16 in the paper, which also
             reports 4.
-        hidden_channels: the hidden width itself, at least 2; overrides ``reduction``.
+        hidden_channels: the hidden width itself, at least 2 with a layer norm; overrides
+            ``reduction``.
         pooling: ``"attention"`` as in the paper, or ``"average"``, the plain mean of its ablation.
         fusion: ``"add"`` as in the paper; ``"scale"`` multiplies by a sigmoid gate;
             ``"scale_add"`` does both, scaling first, each with a bottleneck of its own.
+        layer_norm: whether the bottleneck has a layer norm; false is in the paper's ablation.
         eps: what the layer norm adds to the variance; 1e-5 in the authors' code, 1e-6 in timm's.
         act_layer: activation of the bottleneck.
         device: where the parameters are made.
@@ -95,7 +103,7 @@ class GlobalContext(nn.Module):
 
     Raises:
         ValueError: if the bottleneck would have fewer than two channels, where the norm gives a
-            constant and the context is lost, or if a choice is unknown.
+            constant and the context is lost (without norm: no channel), or if a choice is unknown.
 
     Source:
         GCNet: Non-local Networks Meet Squeeze-Excitation Networks and Beyond, arXiv 1904.11492;
@@ -115,6 +123,7 @@ class GlobalContext(nn.Module):
         hidden_channels: int | None = None,
         pooling: Pooling = "attention",
         fusion: Fusion = "add",
+        layer_norm: bool = True,
         eps: float = 1e-5,
         act_layer: type[nn.Module] = nn.ReLU,
         device: Any = None,
@@ -125,19 +134,23 @@ class GlobalContext(nn.Module):
         check_choice("fusion", fusion, ("add", "scale", "scale_add"))
         check_number("eps", eps)
         hidden = hidden_width(
-            channels, reduction=reduction, hidden_channels=hidden_channels, at_least=2
+            channels,
+            reduction=reduction,
+            hidden_channels=hidden_channels,
+            at_least=2 if layer_norm else 1,
         )
         self.channels, self.hidden_channels = channels, hidden
         self.pooling, self.fusion = pooling, fusion
         self.identity_at_start = fusion == "add"
         factory = {"device": device, "dtype": dtype}
+        added = eps if layer_norm else None
         self.mask = nn.Conv2d(channels, 1, 1, **factory) if pooling == "attention" else None
         self.scale: ContextTransform | None = None
         self.add: ContextTransform | None = None
         if fusion != "add":
-            self.scale = ContextTransform(channels, hidden, eps, act_layer, **factory)
+            self.scale = ContextTransform(channels, hidden, added, act_layer, **factory)
         if fusion != "scale":
-            self.add = ContextTransform(channels, hidden, eps, act_layer, **factory)
+            self.add = ContextTransform(channels, hidden, added, act_layer, **factory)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -207,8 +220,11 @@ _TIMM = {
 }
 
 
-def _count(channels: int, hidden: int, *, transforms: int, mask: bool) -> int:
-    transform = channels * hidden + hidden + 2 * hidden + hidden * channels + channels
+def _count(
+    channels: int, hidden: int, *, transforms: int, mask: bool, layer_norm: bool = True
+) -> int:
+    norm = 2 * hidden if layer_norm else 0
+    transform = channels * hidden + hidden + norm + hidden * channels + channels
     return transforms * transform + (channels + 1 if mask else 0)
 
 
@@ -252,6 +268,12 @@ CARD = Card(
             options={"hidden_channels": 3, "pooling": "average", "fusion": "scale", "eps": 1e-6},
             shape=(2, 12, 7, 5),
             parameters=_count(12, 3, transforms=1, mask=False),
+        ),
+        Sample(
+            args=(10,),
+            options={"hidden_channels": 1, "fusion": "scale_add", "layer_norm": False},
+            shape=(2, 10, 5, 6),
+            parameters=_count(10, 1, transforms=2, mask=True, layer_norm=False),
         ),
     ),
     inert={"mask.bias": "a softmax over positions does not see a constant"},
