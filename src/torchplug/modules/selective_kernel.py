@@ -262,8 +262,8 @@ CARD = Card(
     kind="conv",
     place=Place(
         role="conv3x3",
-        note="in the place of every 3x3 convolution with its norm and activation; the paper's "
-        "base is ResNeXt-50 32x4d",
+        note="in the place of every 3x3 convolution behind the stem, with its norm and "
+        "activation; the paper's base is ResNeXt-50 32x4d",
     ),
     identity_at_start=False,
     min_channels=32,

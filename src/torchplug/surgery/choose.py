@@ -110,6 +110,8 @@ def find_misfit(recipe: Recipe, site: Site, scene: Scene) -> str:
         return "its paper replaces depthwise convolutions only"
     if recipe.module == "dwconv" and site.path == scene.first_convolution:
         return "its paper keeps the first convolution"
+    if recipe.module in {"sk", "splat"} and site.path in scene.stem:
+        return "its paper keeps the stem"
     return ""
 
 

@@ -71,6 +71,16 @@ class Scene:
         calls = (value.calls for value in self.trace.maps if value.op == "conv2d")
         return next((stack[-1].path for stack in calls if stack), None)
 
+    @cached_property
+    def stem(self) -> frozenset[str | None]:
+        """Paths of the convolutions before the first residual block; without blocks, the first."""
+        blocks = find_blocks(self.trace)[:1]
+        inside = (v.index for b in blocks for v in self.trace.values if v.is_inside(b.call))
+        start = min(inside, default=0)
+        before = (v for v in self.trace.maps if v.op == "conv2d" and v.index < start)
+        found = frozenset(value.calls[-1].path for value in before if value.calls)
+        return found or frozenset({self.first_convolution})
+
     def find_place(self, planned: PlannedPlug, plan: Plan) -> Place:
         """Return what the host has where a plug is planned.
 
