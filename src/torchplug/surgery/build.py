@@ -45,9 +45,10 @@ class Recipe:
     @property
     def takes_one_width(self) -> bool:
         """Whether it is built for the width of one map, which it keeps."""
-        if self.takes_site or self.card is not None:
-            return self.card is not None and self.card.kind in {"refine", "context"}
-        return len(_required(self.factory)) == 1
+        kind = None if self.card is None else self.card.kind
+        if self.takes_site or kind not in {None, "refine", "context"}:
+            return False
+        return kind == "refine" or len(_required(self.factory)) == 1
 
     def build(self, site: Site, planned: PlannedPlug) -> nn.Module:
         """Construct the module for ``site`` on the CPU, in float32."""
@@ -121,6 +122,10 @@ def _check_options(factory: Factory, options: Mapping[str, Any], name: str) -> N
         p.name for p in parameters
     ][1:]
     for option in options:
+        if option in _required(factory) and option not in known:
+            rule = f"the place decides the widths of {name}"
+            fix = "leave it out, or pass a factory (site) -> Module for widths of your own"
+            raise UsageError(explain(rule, repr(option), fix))
         if option not in known and not any(p.kind is p.VAR_KEYWORD for p in parameters):
             rule = f"{name} takes only its own options"
             raise UsageError(explain(rule, repr(option), _suggest(option, known)))
@@ -197,14 +202,7 @@ def _build_in_place(recipe: Recipe, place: Place, planned: PlannedPlug) -> Repla
     widths = (place.entry[1], site.channels)
     if recipe.takes_one_width:
         return _start(_build_refinement(recipe, place, planned), recipe, place, planned)
-    if recipe.takes_site:
-        options: dict[str, Any] = {}
-    elif isinstance(host, nn.Conv2d) or (recipe.card and recipe.card.kind == "conv"):
-        options = fit_convolution(recipe.factory, recipe.module, host, planned.options)
-    else:
-        options = fit_block(recipe.factory, place.entry, site.shape, planned.options)
-    if recipe.module == "acnet" and planned.start != "paper":
-        options.setdefault("gammas", (1.0, 0.0, 0.0))
+    options = _fit_options(recipe, host, place.entry, site, planned)
     detail = f"in_channels={widths[0]}, out_channels={widths[1]}"
     module = _construct(
         lambda: recipe.factory(*([site] if recipe.takes_site else widths), **options),
@@ -216,8 +214,23 @@ def _build_in_place(recipe: Recipe, place: Place, planned: PlannedPlug) -> Repla
     return _start(module, recipe, place, planned)
 
 
+def _fit_options(
+    recipe: Recipe, host: nn.Module, entry: tuple[int, ...], site: Site, planned: PlannedPlug
+) -> dict[str, Any]:
+    """What the module must be built with, by the host's convolution or by the maps around it."""
+    if recipe.takes_site:
+        return {}
+    kind = None if recipe.card is None else recipe.card.kind
+    if kind == "context" or not (kind == "conv" or isinstance(host, nn.Conv2d)):
+        return fit_block(recipe.factory, entry, site.shape, planned.options)
+    options = fit_convolution(recipe.factory, recipe.module, host, planned.options)
+    if recipe.module == "acnet" and planned.start != "paper":
+        options.setdefault("gammas", (1.0, 0.0, 0.0))
+    return options
+
+
 def _build_refinement(recipe: Recipe, place: Place, planned: PlannedPlug) -> nn.Module:
-    """A module of one width in the place of another, such as one attention for another."""
+    """A module that keeps its map in the place of another, such as one attention for another."""
     site, entry = place.site, place.entry or ()
     if entry != site.shape:
         text = explain(

@@ -75,7 +75,9 @@ def plug(
         name: of the plug, in weight names and for :func:`unplug`; the key if not given.
         mode: how the plug meets its place: ``"attach"`` behind the host's module, ``"replace"`` in
             its place, ``"merge"`` at the entrance of a module that receives maps of several sizes.
-            The card of a module says it; give it for a convolution of your own.
+            The card of a module says it; give it for a convolution of your own. In the place of a
+            module a convolution, a block or a context module such as ASPP gets the channels that
+            come in there and returns those that the replaced module gave.
         **options: the module's own options, such as ``reduction=8``.
 
     Returns:
