@@ -49,6 +49,7 @@ def choose_sites(
         candidates = select_sites(scene.model, scene.sites, at, within=within, where=where)
     chosen = [site for site in candidates if stages is None or site.stage in stages]
     chosen = _thin_out(chosen, every or 1)
+    _check_carriers(chosen, mode)
     if not chosen:
         counts = Counter(site.stage for site in candidates)
         found = ", ".join(f"{count} in stage {stage}" for stage, count in counts.items())
@@ -59,6 +60,13 @@ def choose_sites(
         )
         raise PlugError(text)
     return chosen
+
+
+def _check_carriers(sites: Sequence[Site], mode: Mode) -> None:
+    strange = [site.path for site in sites if mode == "replace" and site.kind == "op"]
+    if strange:
+        rule = "mode='replace' puts a module in the place of another module"
+        raise PlugError(explain(rule, f"the operation {strange[0]}", "attach it, or name modules"))
 
 
 def _find_own_place(recipe: Recipe, mode: Mode) -> At:

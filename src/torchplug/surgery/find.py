@@ -12,6 +12,7 @@ from torchplug.surgery.decoder import find_decoder_blocks, find_encoder_blocks, 
 from torchplug.surgery.metadata import TRACE, USER, Known, read_roles
 from torchplug.surgery.neck import Neck, find_neck
 from torchplug.surgery.op_anchor import OpPoint, family, parse_anchor
+from torchplug.surgery.operations import Operations
 from torchplug.surgery.roles import ResidualBlock, find_blocks, find_image
 from torchplug.surgery.sites import NAMED, ROLES, Site, Sites
 from torchplug.surgery.stages import Stages, find_stages
@@ -77,6 +78,7 @@ def sites_in(model: nn.Module, trace: Trace) -> Sites:
         several=several,
         idle=frozenset(path for path, _ in model.named_modules() if not trace.runs[path]),
         aliases=_find_aliases(model),
+        find_operation=Operations(trace, tuple(dict(model.named_modules())), maker.at).find,
     )
 
 
@@ -234,6 +236,10 @@ class _SiteMaker:
             device=value.device,
             dtype=value.dtype,
         )
+
+    def at(self, value: Value, anchor: str) -> Site:
+        """A site that the user named at an operation; its module runs once."""
+        return self._site(NAMED, value, anchor, anchor, 1, USER)
 
     def at_end(self, role: str, value: Value) -> Site | None:
         """A site at the outermost call that returns the value, or at its operation."""

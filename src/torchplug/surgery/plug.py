@@ -57,7 +57,9 @@ def plug(
             the id of a site, a module path, a glob (``"layer?.*.bn2"``; ``**`` crosses dots),
             ``"re:…"``, a module class, a predicate ``(path, module) -> bool`` or
             ``(site) -> bool``, or a list of these. ``"backbone[1]"`` is where the second of the
-            maps is made that a module returns. ``None`` is the place in the module's paper.
+            maps is made that a module returns; ``"layer4.*!relu#1"`` is what the second call of an
+            operation returns inside a module, and ``"layer4.*!conv2d#0.0"`` what the first receives
+            as its first operand. ``None`` is the place in the module's paper.
         example: the shape of a small batch, a tensor, a tuple of arguments of the forward, a
             dict of keyword arguments, or a pair ``(args, kwargs)``.
         start: ``"identity"`` makes the plugged model compute what the base computed, by a

@@ -107,6 +107,8 @@ class Scene:
         """Return the site that a plan means, if this model has it."""
         sites = self.sites_for(planned.mode)
         candidates = [sites.outputs[planned.path]] if planned.path in sites.outputs else []
+        if planned.role == NAMED and not candidates:
+            candidates = sites.find_operation(planned.path)
         if planned.role not in {NAMED, MERGE}:
             candidates = [
                 site

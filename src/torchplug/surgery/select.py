@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from torchplug.errors import PlugError, count, explain, nearest
+from torchplug.surgery.op_anchor import parse_anchor
 from torchplug.surgery.sites import ROLES, Site, Sites
 
 Predicate = Callable[[str, nn.Module], bool] | Callable[[Site], bool]
@@ -45,7 +46,7 @@ def select_sites(
             chosen.setdefault(site.path, site)
     found = list(chosen.values())
     if within is not None:
-        scope = re.compile(f"(?:{_glob_pattern(within).pattern})(?:[.!].*)?")
+        scope = re.compile(f"(?:{compile_glob(within).pattern})(?:[.!].*)?")
         found = _keep(found, lambda site: bool(scope.fullmatch(site.path)), f"within={within!r}")
     if where is not None:
         found = _keep(found, where, "where")
@@ -105,12 +106,18 @@ def _select_by_text(sites: Sites, text: str) -> list[Site]:
     indexed = _INDEXED.fullmatch(text)
     if indexed is not None and indexed["path"] in sites.several:
         return [_pick(sites, indexed["path"], int(indexed["index"]))]
-    pattern = _compile(text[3:]) if text.startswith("re:") else _glob_pattern(text)
+    if _is_operation(text) and (at_operations := sites.find_operation(text)):
+        return at_operations
+    pattern = _compile(text[3:]) if text.startswith("re:") else compile_glob(text)
     return [
         site
         for path, site in sites.outputs.items()
         if pattern.fullmatch(path) and ("!" in text or site.kind == "module")
     ]
+
+
+def _is_operation(text: str) -> bool:
+    return not text.startswith("re:") and parse_anchor(text) is not None
 
 
 def _pick(sites: Sites, path: str, index: int) -> Site:
@@ -147,7 +154,7 @@ def _compile(expression: str) -> re.Pattern[str]:
         raise PlugError(text) from error
 
 
-def _glob_pattern(glob: str) -> re.Pattern[str]:
+def compile_glob(glob: str) -> re.Pattern[str]:
     """Compile a glob over dotted paths: ``*`` stays within one name, ``**`` crosses dots."""
     parts = re.split(r"(\*\*|\*|\?)", glob)
     rules = {"**": ".*", "*": "[^.]*", "?": "[^.]"}
@@ -191,6 +198,9 @@ def _explain_nothing(model: nn.Module, sites: Sites, entry: Any) -> str:
             f"{entry!r}, which {why}",
             f"use a role of this model: {_join(sites)}",
         )
+    if "!" in entry and not entry.startswith("re:"):
+        rule = "a place at an operation is 'module!op#call', or 'module!op#call.operand'"
+        return explain(rule, f"{entry!r}, which matches none", "count from 0: 'layer1.0!relu#0'")
     hint = nearest(entry, [*ROLES, *sites.outputs]) if not _is_pattern(entry) else _join(sites)
     return explain(
         "a place must match at least one module that returns a map",

@@ -98,6 +98,9 @@ class Sites:
     aliases: Mapping[str, str] = field(default_factory=dict)
     """Further names of a module that has several, with its first."""
 
+    find_operation: Callable[[str], list[Site]] = field(default=lambda _: [], compare=False)
+    """Where the operations are that a text such as ``layer?.0!relu#1`` names."""
+
     def __iter__(self) -> Iterator[Site]:
         return iter(self.found)
 

@@ -56,6 +56,9 @@ class Value:
     alone: bool = True
     """Whether the operation returned this tensor and nothing else."""
 
+    operands: tuple["Value | None", ...] = ()
+    """The operation's own arguments in their order; ``None`` for what is no tensor."""
+
     @property
     def is_map(self) -> bool:
         """Whether it is a feature map: four dimensions, made from the input."""
@@ -240,6 +243,8 @@ class _Recorder(TorchFunctionMode):
         if name in {"__get__", "__set__"}:  # reading an attribute such as .shape
             return func(*args, **kwargs)
         inputs = tuple(self._value(tensor) for tensor in tensors_in((args, kwargs)))
+        own = (*args, *kwargs.values())
+        operands = tuple(self._value(x) if isinstance(x, Tensor) else None for x in own)
         result = func(*args, **kwargs)
         made = tensors_in(result)
         for tensor in made:
@@ -247,7 +252,7 @@ class _Recorder(TorchFunctionMode):
                 name, tensor, inputs, from_example=any(v.from_example for v in inputs)
             )
             value.layout = _find_layout(value, args)
-            value.alone = result is made[0]
+            value.alone, value.operands = result is made[0], operands
         return result
 
     def _value(self, tensor: Tensor) -> Value:
