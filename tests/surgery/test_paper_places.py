@@ -1,7 +1,11 @@
 """The places that modules take by themselves are those of their papers, and make their networks."""
 
+from typing import Any
+
 import pytest
 import timm
+import torch
+import torchvision
 from torch import nn
 
 import torchplug as tp
@@ -48,3 +52,48 @@ def test_without_blocks_the_stem_is_the_first_convolution() -> None:
 def test_a_stem_can_be_named() -> None:
     model = timm.create_model("resnet26d")
     assert tp.plug(model, "sk", list(STEM), example=EXAMPLE).paths == STEM
+
+
+def test_norms_left_behind_are_named_with_the_way_to_rest_them() -> None:
+    model = torchvision.models.resnet18().eval()
+    report = tp.plug(model, "acnet", example=EXAMPLE, start="paper")
+    [note] = report.notes
+    assert note.startswith("16 of 16 modules bring a norm of their own, and the host's still runs")
+    call = "plug(model, nn.Identity, 'layer1.0.bn1', mode='replace', start='paper', example=…)"
+    assert note in str(report)
+    assert note.endswith(call)
+    assert count_learning(model) == 19_028_520 + 7_680
+
+    norms = ["layer?.*.bn1", "layer?.*.bn2"]
+    second = tp.plug(model, nn.Identity, norms, mode="replace", start="paper", example=EXAMPLE)
+    assert (len(second.paths), second.idle_parameters) == (16, 7_680)
+    assert count_learning(model) == 19_028_520  # the published count
+    x = torch.randn(EXAMPLE)
+    expected = model(x)
+    tp.merge_plugs(model)
+    torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("key", "options"),
+    [
+        ("acnet", {"start": "identity"}),  # the host's kernel and norm are the square ones
+        ("acnet", {"start": "paper", "norm_layer": nn.Identity}),
+        ("dwconv", {"start": "paper"}),  # built without the last norm
+    ],
+)
+def test_nothing_is_said_of_a_norm_that_the_module_does_not_bring(key: str, options: Any) -> None:
+    report = tp.plug(torchvision.models.resnet18(), key, example=EXAMPLE, **options)
+    assert report.notes == ()
+
+
+@pytest.mark.parametrize("key", ["sk", "splat"])
+def test_norms_behind_modules_with_norm_and_activation_are_named(key: str) -> None:
+    model = timm.create_model("resnet26d", zero_init_last=False)
+    report = tp.plug(model, key, example=EXAMPLE, start="paper")
+    assert "8 of 8 modules" in report.notes[0]
+    assert "such as layer1.0.bn2" in report.notes[0]
+    behind = ["layer?.*.bn2", "layer?.*.act2"]
+    tp.plug(model, nn.Identity, behind, mode="replace", start="paper", example=EXAMPLE)
+    again = tp.plug(model, "se", example=EXAMPLE, start="paper")
+    assert again.notes == ()

@@ -12,6 +12,7 @@ from torchplug.errors import PlugError, UsageError, explain, nearest
 from torchplug.surgery.attach import find_plugs
 from torchplug.surgery.build import Recipe, build_plug, read_recipe
 from torchplug.surgery.choose import choose_sites, find_misfit, mode_of
+from torchplug.surgery.leftover import describe_leftovers
 from torchplug.surgery.memory import forget, remember
 from torchplug.surgery.op_anchor import attach_at, detach_at
 from torchplug.surgery.plan import Mode, Plan, PlannedPlug, Start
@@ -143,7 +144,7 @@ def _attach(
         flops=(scene.flops, flops),
         idle_parameters=_count_idle(model, steps),
         skipped=tuple(skipped),
-        notes=notes + _warn_of_folding(scene, steps),
+        notes=notes + _warn_of_folding(scene, steps) + describe_leftovers(scene.trace, steps),
     )
 
 
