@@ -109,3 +109,35 @@ def test_an_fcn_becomes_a_deeplab_by_a_head_with_its_own_widths() -> None:
 def test_widths_are_not_options(option: str) -> None:
     with pytest.raises(tp.UsageError, match=f"decides the widths of aspp: got '{option}'; leave"):
         tp.plug(Small(), "aspp", "1", example=(2, 3, 12, 12), **{option: 4})
+
+
+class Halve(nn.Module):
+    """A module of the user's own without a constructor."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x / 2
+
+
+@pytest.mark.parametrize("what", [tp.SpatialGate, Halve, nn.Sigmoid, nn.Identity])
+@pytest.mark.parametrize("mode", ["attach", "replace"])
+def test_a_class_that_takes_no_channels_is_built_without_them(
+    what: Any, mode: Any, tmp_path: Path
+) -> None:
+    model = timm.create_model("resnet18", num_classes=2).eval()
+    x = torch.randn(EXAMPLE)
+    before, options = model(x), {"kernel_size": 5} if what is tp.SpatialGate else {}
+    at, named = "layer?.0.bn1", {"mode": mode, "name": "own"}
+    tp.plug(model, what, at, example=EXAMPLE, **named, **options)
+    assert torch.equal(model(x), before)
+    tp.unplug(model)
+    report = tp.plug(model, what, at, example=EXAMPLE, start="paper", **named, **options)
+    assert len(report.paths) == 4
+    for _, _, plug in tp.find_plugs(model):
+        module = plug.module if mode == "replace" else plug
+        assert type(module) is what
+        assert all(w.shape == (1, 2, 5, 5) for w in module.parameters() if w.ndim == 4)
+    fresh = timm.create_model("resnet18", num_classes=2).eval()
+    fresh.load_state_dict(model.state_dict(), strict=False)
+    factories = {report.plan.plugs[0].module: what}
+    tp.load(fresh, tp.save(model, tmp_path / "x"), factories=factories)
+    assert torch.equal(fresh(x), model(x))

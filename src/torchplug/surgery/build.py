@@ -48,12 +48,23 @@ class Recipe:
         kind = None if self.card is None else self.card.kind
         if self.takes_site or kind not in {None, "refine", "context"}:
             return False
-        return kind == "refine" or len(_required(self.factory)) == 1
+        return kind == "refine" or len(_required(self.factory)) == 1 or self.takes_no_width
+
+    @property
+    def takes_no_width(self) -> bool:
+        """Whether its constructor has no place for a number of channels, as of a spatial gate."""
+        if getattr(self.factory, "__init__", None) is nn.Module.__init__:
+            return True  # its signature accepts anything, its body nothing: nn.Sigmoid
+        parameters = inspect.signature(self.factory).parameters.values()
+        only_by_name = {inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD}
+        return not self.takes_site and all(p.kind in only_by_name for p in parameters)
 
     def build(self, site: Site, planned: PlannedPlug) -> nn.Module:
         """Construct the module for ``site`` on the CPU, in float32."""
         if self.takes_site:
             return self.factory(site)
+        if self.takes_no_width:
+            return self.factory(**planned.options)
         # a module of two widths, such as a context module at the end of a backbone, keeps the width
         widths = [name for name in _required(self.factory)[1:] if "channels" in name]
         missing = [name for name in widths if name not in planned.options]

@@ -52,8 +52,9 @@ def plug(
         model: the host. It must not be compiled, scripted or wrapped for distributed training
             yet: plug the inner module first.
         what: a key of the catalogue (``"cbam"``), a module class whose first argument is the
-            number of channels, a factory ``(site) -> Module``, or a :class:`Plan` to repeat. A
-            module gets maps (N, C, H, W) also from a host that keeps its channels last.
+            number of channels (or that takes none), a factory ``(site) -> Module``, or a
+            :class:`Plan` to repeat. A module gets maps (N, C, H, W) also from a host that keeps its
+            channels last.
         at: where: a role (``"bottleneck"``, ``"stage"``, …: :func:`torchplug.sites` shows them),
             the id of a site, a module path, a glob (``"layer?.*.bn2"``; ``**`` crosses dots),
             ``"re:…"``, a module class, a predicate ``(path, module) -> bool`` or
