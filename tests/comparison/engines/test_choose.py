@@ -45,5 +45,5 @@ def test_a_missing_package_is_named_with_its_extra(
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name == package else found(name)
     )
-    with pytest.raises(MissingExtra, match=rf"needs {package}.*torchplug\[{engine}\]"):
+    with pytest.raises(MissingExtra, match=rf"needs {package}.*'\.\[{engine}\]'"):
         Place(engine=engine)
