@@ -123,7 +123,7 @@ def test_attention_keeps_no_map_of_all_pairs_for_backward() -> None:
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"pairwise": "cosine"}, "pairwise is one of .*: got 'cosine'; choose from"),
+        ({"pairwise": "cosine"}, "pairwise is one of .*: got 'cosine'; choose one"),
         ({"subsample": "befor"}, "did you mean 'before'"),
         ({"dimension": 4}, "dimension is 1, 2 or 3"),
         ({"reduction": 16}, "got channels=8 and reduction=16"),

@@ -12,4 +12,6 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
     """
     if value not in choices:
         rule = f"{name} is one of {', '.join(map(repr, choices))}"
-        raise ValueError(explain(rule, repr(value), nearest(str(value), choices)))
+        hint = nearest(str(value), choices)
+        fix = hint if hint.startswith("did you mean") else "choose one of these"
+        raise ValueError(explain(rule, repr(value), fix))
