@@ -7,6 +7,7 @@ from typing import Any
 
 from torchplug.catalog import get_card
 from torchplug.errors import UsageError, explain
+from torchplug.surgery.build import KEYWORDS
 from torchplug.surgery.plan import Start
 
 
@@ -96,8 +97,5 @@ def _read_value(node: ast.expr) -> Any:
     return node.id if isinstance(node, ast.Name) else ast.literal_eval(node)
 
 
-_WORDS_OF_PLUG = (
-    *("model", "what", "at", "example", "start", "stages", "every", "within", "where", "seed"),
-    *("name", "mode"),
-)
+_WORDS_OF_PLUG = ("model", "what", *KEYWORDS)
 """What :func:`torchplug.plug` takes itself, beside the options that it hands on."""
