@@ -98,12 +98,13 @@ class CheckpointFormat:
 
     def unread(self, state: Mapping[str, Any]) -> list[str]:
         """Return the names that it cannot read, or all if no single ones are at fault."""
+        left = self._left(state, self._convert(state))
         strange = [
             name
-            for name in self._left(state, self._convert(state))
+            for name in left
             if self.read({other: state[other] for other in state if other != name}) is not None
         ]
-        return strange or self._left(state, self._convert(state)) or list(state)
+        return strange or left or list(state)
 
     def _convert(self, state: Mapping[str, Any]) -> State | None:
         renamed = _rename(state, self.rename)
@@ -186,14 +187,9 @@ class Card:
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         got = ", ".join(map(repr, names[:3])) + more
         fitting = [repr(known.source) for known in self.formats if known.read(state)]
-        prefix = max(
-            (prefix for prefix in _list_prefixes(state) if chosen.read(_below(state, prefix))),
-            key=lambda prefix: (len(_below(state, prefix)), prefix.count(".")),
-            default=None,
-        )
         if fitting:
             fix = f"these are names of source={' or '.join(fitting)}"
-        elif prefix is not None:
+        elif (prefix := _find_prefix(state, chosen)) is not None:
             fix = f"pass the entries below {prefix!r} without this prefix"
         else:
             fix = "pass every entry of the module, with the names that it has in itself"
@@ -206,11 +202,16 @@ def _check_state(state: object) -> None:
         raise UsageError(explain(rule, got, "pass module.state_dict()"))
 
 
-def _list_prefixes(state: Mapping[str, Any]) -> list[str]:
-    """Return what names begin with, up to any of their dots."""
+def _find_prefix(state: Mapping[str, Any], chosen: CheckpointFormat) -> str | None:
+    """Return below which prefix, up to any dot of a name, the most entries can be read."""
     parts = [name.split(".") for name in state]
     found = (".".join(part[:count]) + "." for part in parts for count in range(1, len(part)))
-    return list(dict.fromkeys(found))
+    below = {prefix: _below(state, prefix) for prefix in dict.fromkeys(found)}
+    return max(
+        (prefix for prefix in below if chosen.read(below[prefix])),
+        key=lambda prefix: (len(below[prefix]), prefix.count(".")),
+        default=None,
+    )
 
 
 def _below(state: Mapping[str, Any], prefix: str) -> State:

@@ -261,10 +261,11 @@ class Driver:
     def _tell_end(self, job: Job) -> None:
         timing = read_json(Path(job.folder) / TIMING) or {}
         status, seconds = self.known[_key(job)].status, timing.get("seconds", 0.0)
-        reason = (read_json(Path(job.folder) / RECORD) or {}).get("error") or ""
-        is_new = reason not in self._reasons  # the same in all trials is told once
-        self._reasons.add(reason)
-        message = reason if is_new else ""
+        message = ""
+        if status != "finished":
+            reason = (read_json(Path(job.folder) / RECORD) or {}).get("error") or ""
+            message = "" if reason in self._reasons else reason  # the same in all is told once
+            self._reasons.add(reason)
         self.teller.tell("end", job.name, status=status, seconds=seconds, message=message)
 
 

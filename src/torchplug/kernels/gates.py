@@ -169,6 +169,11 @@ def _sum_channels(product: Tensor, weight: Tensor, out: Tensor) -> None:
         out += (row @ product.flatten(2)).view(out.shape)
 
 
+def _share_out(lead: Tensor) -> Tensor:
+    """Return 1 where the channel gate leads and decides, 0 where the spatial one, half in ties."""
+    return lead.sign_().add_(1).mul_(0.5)
+
+
 class _Scale(_How):
     @staticmethod
     def plain(x: Tensor, gate: Tensor) -> Tensor:
@@ -272,8 +277,7 @@ class _Max(_How):
     def share(
         dx: Tensor, dy: Tensor, x: Tensor, c: Tensor, s: Tensor, dc: Tensor, ds: Tensor
     ) -> None:
-        # 1 where the channel gate decides, 0 where the spatial gate does, half where they tie
-        share = torch.mul(x, c).sub_(x * s).sign_().add_(1).mul_(0.5)
+        share = _share_out(torch.mul(x, c).sub_(x * s))
         torch.mul(dy, x, out=dx)
         total = dx.sum(1, keepdim=True)
         dx.mul_(share)
@@ -360,8 +364,7 @@ class _ResidualMax(_Residual):
 
     @staticmethod
     def divide(slope: Tensor, c: Tensor, s: Tensor, dc: Tensor, ds: Tensor) -> None:
-        # 1 where the channel gate decides, 0 where the spatial gate does, half where they tie
-        share = torch.sub(c, s).sign_().add_(1).mul_(0.5).mul_(slope)
+        share = _share_out(torch.sub(c, s)).mul_(slope)
         _sum_positions(share, dc)
         _sum_channels(slope.sub_(share), torch.ones_like(c), ds)
 

@@ -260,15 +260,12 @@ def _read_torchvision(state: State) -> State:
 
 def _read_smp(state: State) -> State:
     """Read torchvision's names, and a depthwise convolution and its pointwise in a branch."""
-    split = sorted({name.split(".")[1] for name in state if re.match(r"convs\.\d+\.0\.1\.", name)})
+    split = {name.split(".")[1] for name in state if re.match(r"convs\.\d+\.0\.1\.", name)}
+    branch = rf"^convs\.({'|'.join(split)})"
     patterns = {
-        pattern: replacement
-        for index in split
-        for pattern, replacement in {
-            rf"^convs\.{index}\.0\.0\.": f"branches.{index}.depthwise.",
-            rf"^convs\.{index}\.0\.1\.": f"branches.{index}.pointwise.conv.",
-            rf"^convs\.{index}\.1\.": f"branches.{index}.pointwise.norm.",
-        }.items()
+        rf"{branch}\.0\.0\.": r"branches.\1.depthwise.",
+        rf"{branch}\.0\.1\.": r"branches.\1.pointwise.conv.",
+        rf"{branch}\.1\.": r"branches.\1.pointwise.norm.",
     }
     return _read_torchvision(rename_matches(patterns)(state))
 

@@ -25,8 +25,8 @@ def describe_leftovers(trace: Trace, steps: Sequence[Step]) -> tuple[str, ...]:
         trace: of the host before plugging.
         steps: what was plugged.
     """
-    norms = _find_norms_behind(trace)
     places = [step.planned.path for step in steps if _has_own_norm(step)]
+    norms = _find_norms_behind(trace) if places else {}
     behind = [norms[path] for path in places if path in norms]
     if not behind:
         return ()
