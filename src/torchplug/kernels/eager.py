@@ -50,8 +50,9 @@ def is_transformed() -> bool:
 
 
 def is_compiled(x: Tensor) -> bool:
-    """Tell whether a compiler is at work on a tensor of a processor."""
-    return x.device.type == "cpu" and torch.compiler.is_compiling() and not is_exporting()
+    """Tell whether a compiler is at work on a tensor of a processor, and nothing else is."""
+    compiled = torch.compiler.is_compiling() and not is_exporting() and not is_transformed()
+    return compiled and x.device.type == "cpu"
 
 
 def is_fused(x: Tensor) -> bool:

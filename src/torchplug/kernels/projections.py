@@ -26,12 +26,16 @@ from torchplug.kernels.eager import (
     sum_positions,
     to_fast_layout,
 )
+from torchplug.kernels.native import pool_project
 from torchplug.kernels.passing import Gradient
 from torchplug.kernels.pools import pool_positions
 from torchplug.nn import is_bare_conv
 
 COLUMNS = 16
 """Width from which on a narrow map is faster made position by position than channel by channel."""
+
+FEW, SMALLEST_WIDE = 24, 1 << 20
+"""Channels made up to which, and elements of a map from which on, one pass in C++ gains."""
 
 FEWEST, SMALLEST_NARROW = 2, 1 << 12
 """Samples, and positions of all of them, from which on samples gain in the place of channels."""
@@ -69,7 +73,8 @@ def pool_and_project(conv: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor
     # products of matrices lose in other layouts and in half precision
     if _is_pointwise(conv) and x.is_contiguous() and x.dtype in (torch.float32, torch.float64):
         if is_fused(x) and conv.out_channels > 1:
-            return _plain_pool_project(x, conv.weight, conv.bias)
+            fused = _native_pool_project if _is_native_faster(x, conv) else _plain_pool_project
+            return fused(x, conv.weight, conv.bias)
         if _is_walkable(x, conv):
             bias = conv.weight.new_zeros(len(conv.weight)) if conv.bias is None else conv.bias
             how = _PoolProject.apply if learns(x, conv.weight, bias) else _pool_project
@@ -168,6 +173,21 @@ def _plain_pool_project(
     y = torch.bmm(matrices, x.flatten(2)).view(len(x), -1, *x.shape[2:])
     y = y if bias is None else y + bias.view(-1, 1, 1)
     return x, x.mean((2, 3), keepdim=True), y
+
+
+def _is_native_faster(x: Tensor, conv: nn.Conv2d) -> bool:
+    few = conv.out_channels <= FEW and x.numel() >= SMALLEST_WIDE
+    return few and x.dtype == torch.float32 and _is_native(x, conv) and not learns(x, conv.weight)
+
+
+def _native_pool_project(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    sums, y = pool_project(x.flatten(2), weight.flatten(1).mT.contiguous())
+    mean = sums.sum(1) / (x.shape[2] * x.shape[3])
+    y = y.view(len(x), -1, *x.shape[2:])
+    y = y if bias is None else y + bias.view(-1, 1, 1)
+    return x, mean.view(len(x), -1, 1, 1), y
 
 
 def _pool_project(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
