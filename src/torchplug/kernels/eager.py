@@ -125,6 +125,18 @@ def reduce_channels(x: Tensor, reduce: Callable[..., Tensor]) -> Tensor:
     return reduce(x, 1, keepdim=True)
 
 
+def reduce_positions(x: Tensor, reduce: Callable[..., Tensor]) -> Tensor:
+    """Return ``reduce(x, (2, 3), keepdim=True)``, a mean, sum or maximum over the positions.
+
+    In maps with channels last a compiler walks over all positions for a few channels at a time, so
+    that every line of the cache comes in more than once; a row of them stays there meanwhile.
+    """
+    precise = x.dtype in (torch.float32, torch.float64)  # half precision would round between
+    if is_fused(x) and precise and not x.is_contiguous():
+        return reduce(reduce(x, 3, keepdim=True), 2, keepdim=True)
+    return reduce(x, (2, 3), keepdim=True)
+
+
 def differentiate(
     plain: Callable[..., Any], saved: Sequence[Tensor], grads: Sequence[Tensor | None]
 ) -> tuple[Tensor | None, ...]:

@@ -19,6 +19,7 @@ from torchplug.kernels.eager import (
     is_worthwhile,
     learns,
     reduce_channels,
+    reduce_positions,
     sum_positions,
 )
 from torchplug.kernels.passing import Gradient
@@ -68,11 +69,11 @@ def pool_channels(x: Tensor, gate: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _plain_mean(x: Tensor) -> tuple[Tensor, Tensor]:
-    return x, x.mean((2, 3), keepdim=True)
+    return x, reduce_positions(x, torch.mean)
 
 
 def _plain_mean_max(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return x, x.mean((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
+    return x, reduce_positions(x, torch.mean), reduce_positions(x, torch.amax)
 
 
 def pool_strips(x: Tensor) -> tuple[Tensor, Tensor]:

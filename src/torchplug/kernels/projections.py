@@ -23,10 +23,11 @@ from torchplug.kernels.eager import (
     is_worthwhile,
     learns,
     reduce_channels,
+    reduce_positions,
     sum_positions,
     to_fast_layout,
 )
-from torchplug.kernels.native import pool_project
+from torchplug.kernels.native import pool_project, pool_project_last
 from torchplug.kernels.passing import Gradient
 from torchplug.kernels.pools import pool_positions
 from torchplug.nn import is_bare_conv
@@ -70,11 +71,12 @@ def pool_and_project(conv: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor
     >>> mean.shape, y.shape
     (torch.Size([1, 4, 1, 1]), torch.Size([1, 2, 2, 2]))
     """
+    if _is_pointwise(conv) and _is_one_pass_faster(x, conv):
+        return _pool_project_at_once(x, conv.weight, conv.bias)
     # products of matrices lose in other layouts and in half precision
     if _is_pointwise(conv) and x.is_contiguous() and x.dtype in (torch.float32, torch.float64):
         if is_fused(x) and conv.out_channels > 1:
-            fused = _native_pool_project if _is_native_faster(x, conv) else _plain_pool_project
-            return fused(x, conv.weight, conv.bias)
+            return _plain_pool_project(x, conv.weight, conv.bias)
         if _is_walkable(x, conv):
             bias = conv.weight.new_zeros(len(conv.weight)) if conv.bias is None else conv.bias
             how = _PoolProject.apply if learns(x, conv.weight, bias) else _pool_project
@@ -175,19 +177,28 @@ def _plain_pool_project(
     return x, x.mean((2, 3), keepdim=True), y
 
 
-def _is_native_faster(x: Tensor, conv: nn.Conv2d) -> bool:
-    few = conv.out_channels <= FEW and x.numel() >= SMALLEST_WIDE
-    return few and x.dtype == torch.float32 and _is_native(x, conv) and not learns(x, conv.weight)
+def _is_one_pass_faster(x: Tensor, conv: nn.Conv2d) -> bool:
+    """Tell whether a kernel in C++ gains: in compiled programs, for few channels of large maps."""
+    if not is_fused(x) or learns(x, conv.weight) or not _is_native(x, conv):
+        return False
+    few = 1 < conv.out_channels <= FEW and x.numel() >= SMALLEST_WIDE
+    laid_out = x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)
+    return few and laid_out and x.dtype == torch.float32
 
 
-def _native_pool_project(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None
+def _pool_project_at_once(
+    x: Tensor, weight: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    sums, y = pool_project(x.flatten(2), weight.flatten(1).mT.contiguous())
-    mean = sums.sum(1) / (x.shape[2] * x.shape[3])
-    y = y.view(len(x), -1, *x.shape[2:])
+    n, c, h, w = x.shape
+    weights = weight.view(-1, c).mT.contiguous()
+    if x.is_contiguous():
+        sums, y = pool_project(x.flatten(2), weights)
+        y = y.view(n, -1, h, w)
+    else:
+        sums, y = pool_project_last(x.permute(0, 2, 3, 1).flatten(1, 2), weights)
+        y = y.view(n, h, w, -1).permute(0, 3, 1, 2)
     y = y if bias is None else y + bias.view(-1, 1, 1)
-    return x, mean.view(len(x), -1, 1, 1), y
+    return x, (sums.sum(1) / (h * w)).view(n, c, 1, 1), y
 
 
 def _pool_project(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -210,6 +221,8 @@ def _plain_weighted(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     if is_free(x) and x.dtype in (torch.bfloat16, torch.float16) and not x.is_contiguous():
         # which strides its vector has decides whether this product is fast; measured
         return x, (x.flatten(2) @ weights.reshape(len(x), -1, 1))[..., None]
+    if is_fused(x) and not x.is_contiguous():
+        return x, reduce_positions(x * weights.reshape(len(x), 1, *x.shape[2:]), torch.sum)
     return x, (weights @ x.flatten(2).mT).mT[..., None]
 
 
