@@ -219,13 +219,16 @@ def test_hooks_replaced_layers_and_transforms_see_what_they_always_saw(by_pieces
     torch.testing.assert_close(tangent, (ahead - behind) / (2 * step), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS, ids=["contiguous", "channels_last"])
 @pytest.mark.parametrize("key", ["scse", "gc", "cbam", "bam"])
-def test_compiled_modules_compute_the_same(key: str, by_pieces: None) -> None:
+def test_compiled_modules_compute_the_same(
+    key: str, layout: torch.memory_format, by_pieces: None
+) -> None:
     torch._dynamo.reset()
     module = get_card(key).factory(32).double()
     for parameter in module.parameters():
         nn.init.normal_(parameter, std=0.3)
-    x = torch.randn(2, 32, 6, 5, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(2, 32, 6, 5, dtype=torch.float64).to(memory_format=layout).requires_grad_()
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
     for ours, theirs in zip(
         (compiled(x), *torch.autograd.grad(compiled(x).square().sum(), x)),
@@ -237,18 +240,21 @@ def test_compiled_modules_compute_the_same(key: str, by_pieces: None) -> None:
         torch.testing.assert_close(compiled(x), module(x), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS, ids=["contiguous", "channels_last"])
 @pytest.mark.parametrize("key", ["se", "scse", "gc", "cbam", "bam"])
-def test_one_compiled_program_serves_every_batch_and_size(key: str, by_pieces: None) -> None:
+def test_one_compiled_program_serves_every_batch_and_size(
+    key: str, layout: torch.memory_format, by_pieces: None
+) -> None:
     torch._dynamo.reset()
     module = get_card(key).factory(32).double().eval()
     for parameter in module.parameters():
         nn.init.normal_(parameter, std=0.3)
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager", dynamic=True)
     with torch.no_grad():
-        compiled(torch.randn(2, 32, 6, 5, dtype=torch.float64))
+        compiled(torch.randn(2, 32, 6, 5, dtype=torch.float64).to(memory_format=layout))
         with torch._dynamo.config.patch(error_on_recompile=True):
             for shape in ((3, 32, 6, 5), (5, 32, 9, 4)):
-                x = torch.randn(shape, dtype=torch.float64)
+                x = torch.randn(shape, dtype=torch.float64).to(memory_format=layout)
                 torch.testing.assert_close(compiled(x), module(x), rtol=1e-9, atol=1e-9)
 
 

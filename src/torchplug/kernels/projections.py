@@ -192,13 +192,13 @@ def _pool_project_at_once(
     n, c, h, w = x.shape
     weights = weight.view(-1, c).mT.contiguous()
     if x.is_contiguous():
-        sums, y = pool_project(x.flatten(2), weights)
+        mean, y = pool_project(x.flatten(2), weights)
         y = y.view(n, -1, h, w)
     else:
-        sums, y = pool_project_last(x.permute(0, 2, 3, 1).flatten(1, 2), weights)
+        mean, y = pool_project_last(x.permute(0, 2, 3, 1).flatten(1, 2), weights)
         y = y.view(n, h, w, -1).permute(0, 3, 1, 2)
     y = y if bias is None else y + bias.view(-1, 1, 1)
-    return x, (sums.sum(1) / (h * w)).view(n, c, 1, 1), y
+    return x, mean.view(n, c, 1, 1), y
 
 
 def _pool_project(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:

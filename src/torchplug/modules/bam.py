@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from torchplug.card import Card, CheckpointFormat, Paper, Place, Sample, State
 from torchplug.errors import explain
-from torchplug.kernels import Rule, apply_gates, pool_and_project
+from torchplug.kernels import Rule, apply_gates, pool_and_project, project
 from torchplug.nn import (
     build_norm,
     check_batch,
@@ -159,8 +159,9 @@ class BAM(nn.Module):
         x, pooled, spatial = pool_and_project(first, x)
         for norm in (layer[1] for layer in self.channel if isinstance(layer, nn.Sequential)):
             check_batch(pooled, norm, owner="BAM")
-        for layer in (*rest, self.spatial[-1]):
+        for layer in rest:
             spatial = layer(spatial)
+        _, spatial = project(self.spatial[-1], spatial)
         return apply_gates(x, self.channel(pooled), spatial, _RULES[self.combine])
 
     def extra_repr(self) -> str:
