@@ -23,6 +23,7 @@ from torchplug.kernels import (
     pool_weighted,
     project,
     projections,
+    scale_in_turn,
     see_around,
 )
 
@@ -69,6 +70,7 @@ OPERATORS: dict[str, Operator] = {
     "pool mean": lambda x, c, s: pass_on(*pool_positions(x)),
     "pool mean and maximum": lambda x, c, s: pass_on(*pool_positions(x, maximum=True)),
     "pool channels": lambda x, c, s: pass_on(*pool_channels(x, c)),
+    "scale in turn": lambda x, c, s: (scale_in_turn(x, c, lambda found: s + sum(found)),),
     "pool by weights": lambda x, c, s: weigh(x, s),
     "project to one": lambda x, c, s: mix(x, c[:1]),
     "pool and project": lambda x, c, s: pool_and_mix(x, torch.cat([c[:1], 2 * c[:1].flip(1)])),
@@ -130,6 +132,20 @@ def test_without_gradients_the_result_is_the_same(name: str, by_pieces: None) ->
     with torch.no_grad():
         for ours, theirs in zip(OPERATORS[name](*inputs), learned, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("learning", [0, 1, 2], ids=["map", "channels", "positions"])
+def test_gates_in_turn_learn_where_only_one_part_does(learning: int, by_pieces: None) -> None:
+    parts = [part.detach() for part in draw((2, 6, 4, 5), torch.contiguous_format)]
+    parts[learning].requires_grad_()
+    kept = [part.detach().clone() for part in parts]
+    (ours,) = OPERATORS["scale in turn"](*parts)
+    x, c, s = parts
+    plain = x * c * (s + (x * c).amax(1, keepdim=True) + (x * c).mean(1, keepdim=True))
+    torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-12)
+    gradients = (torch.autograd.grad(y.square().sum(), parts[learning]) for y in (ours, plain))
+    torch.testing.assert_close(*(g[0] for g in gradients), rtol=1e-10, atol=1e-10)
+    assert all(map(torch.equal, parts, kept)), "an input was written to"
 
 
 @pytest.mark.parametrize("rule", RULES)

@@ -9,6 +9,7 @@ from torchplug.kernels.pools import add_strips as add_strips
 from torchplug.kernels.pools import pool_channels as pool_channels
 from torchplug.kernels.pools import pool_positions as pool_positions
 from torchplug.kernels.pools import pool_strips as pool_strips
+from torchplug.kernels.pools import scale_in_turn as scale_in_turn
 from torchplug.kernels.projections import pool_and_project as pool_and_project
 from torchplug.kernels.projections import pool_weighted as pool_weighted
 from torchplug.kernels.projections import project as project
@@ -27,5 +28,6 @@ __all__ = [
     "pool_strips",
     "pool_weighted",
     "project",
+    "scale_in_turn",
     "see_around",
 ]

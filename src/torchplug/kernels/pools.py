@@ -4,6 +4,7 @@ How the map passes, and who writes its gradient, is told in ``torchplug.kernels.
 """
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from torchplug.kernels.eager import (
     reduce_positions,
     sum_positions,
 )
+from torchplug.kernels.gates import apply_gates
 from torchplug.kernels.passing import Gradient
 
 
@@ -68,6 +70,27 @@ def pool_channels(x: Tensor, gate: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return _ChannelPool.apply(x, gate) if learns(x, gate) else _channels(x, gate)
 
 
+def scale_in_turn(x: Tensor, gate: Tensor, find: Callable[[Sequence[Tensor]], Tensor]) -> Tensor:
+    """Return ``x`` scaled by a gate of its channels, then by one that is found in the result.
+
+    Args:
+        x: a map ``(N, C, H, W)``.
+        gate: ``(N, C, 1, 1)``.
+        find: makes the gate of the positions ``(N, 1, H, W)`` from maximum and mean over the
+            channels of ``x * gate``, ``(N, 1, H, W)`` each.
+
+    >>> scale_in_turn(torch.ones(1, 2, 1, 1), torch.tensor([[[[1.]], [[3.]]]]), sum).flatten()
+    tensor([ 5., 15.])
+    """
+    gate = gate.to(x.dtype)
+    if learns(x, gate) or not is_worthwhile(x):
+        x, *statistics = pool_channels(x, gate)
+        return apply_gates(x, gate, find(statistics), "product")
+    y = torch.empty_like(x)  # nobody else has it, so the second gate may act in place
+    _, *statistics = _channels(x, gate, y)
+    return y.mul_(find(statistics).to(y.dtype))
+
+
 def _plain_mean(x: Tensor) -> tuple[Tensor, Tensor]:
     return x, reduce_positions(x, torch.mean)
 
@@ -111,12 +134,13 @@ def _mean_max(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return x, mean, largest
 
 
-def _channels(x: Tensor, gate: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _channels(x: Tensor, gate: Tensor, *into: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Pool ``x * gate``, which is written ``into`` a map if one is given."""
     size = (x.shape[0], 1, *x.shape[2:])
     largest = x.new_full(size, -math.inf)
     total = x.new_zeros(size, dtype=torch.promote_types(x.dtype, torch.float32))
-    for xi, ci, li, ti in cut_finely(x, gate, largest, total):
-        scaled = xi * ci
+    for xi, ci, li, ti, *yi in cut_finely(x, gate, largest, total, *into):
+        scaled = torch.mul(xi, ci, out=yi[0] if yi else None)
         torch.maximum(li, scaled.amax(1, keepdim=True), out=li)
         ti.add_(scaled.sum(1, keepdim=True))
     return x, largest, (total / x.shape[1]).to(x.dtype)

@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from torchplug.card import Card, CheckpointFormat, Paper, Place, Sample, State
 from torchplug.errors import explain
-from torchplug.kernels import apply_gate, apply_gates, pool_channels, pool_positions, see_around
+from torchplug.kernels import apply_gate, pool_positions, scale_in_turn, see_around
 from torchplug.nn import (
     build_gate,
     build_norm,
@@ -267,8 +267,7 @@ class CBAM(nn.Module):
         if self.spatial is None or self.order == "spatial_first":
             return self.channel(x if self.spatial is None else self.spatial(x))
         x, channel = self.channel.pass_with_gate(x)
-        x, *statistics = pool_channels(x, channel)
-        return apply_gates(x, channel, self.spatial.find_gate_of(statistics), "product")
+        return scale_in_turn(x, channel, self.spatial.find_gate_of)
 
     def extra_repr(self) -> str:
         """Name the resolved widths."""
