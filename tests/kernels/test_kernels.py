@@ -17,7 +17,6 @@ from torchplug.kernels import (
     apply_gates,
     eager,
     pool_and_project,
-    pool_channels,
     pool_positions,
     pool_strips,
     pool_weighted,
@@ -26,6 +25,7 @@ from torchplug.kernels import (
     scale_in_turn,
     see_around,
 )
+from torchplug.kernels.pools import pool_channels
 
 RULES = ("product", "sum", "max", "residual_product", "residual_sum", "residual_max")
 LAYOUTS = (torch.contiguous_format, torch.channels_last)

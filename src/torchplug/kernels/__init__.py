@@ -6,7 +6,6 @@ from torchplug.kernels.gates import add_context as add_context
 from torchplug.kernels.gates import apply_gate as apply_gate
 from torchplug.kernels.gates import apply_gates as apply_gates
 from torchplug.kernels.pools import add_strips as add_strips
-from torchplug.kernels.pools import pool_channels as pool_channels
 from torchplug.kernels.pools import pool_positions as pool_positions
 from torchplug.kernels.pools import pool_strips as pool_strips
 from torchplug.kernels.pools import scale_in_turn as scale_in_turn
@@ -23,7 +22,6 @@ __all__ = [
     "apply_gates",
     "attend",
     "pool_and_project",
-    "pool_channels",
     "pool_positions",
     "pool_strips",
     "pool_weighted",

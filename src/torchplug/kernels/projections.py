@@ -71,16 +71,17 @@ def pool_and_project(conv: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor
     >>> mean.shape, y.shape
     (torch.Size([1, 4, 1, 1]), torch.Size([1, 2, 2, 2]))
     """
-    if _is_pointwise(conv) and _is_one_pass_faster(x, conv):
-        return _pool_project_at_once(x, conv.weight, conv.bias)
-    # products of matrices lose in other layouts and in half precision
-    if _is_pointwise(conv) and x.is_contiguous() and x.dtype in (torch.float32, torch.float64):
-        if is_fused(x) and conv.out_channels > 1:
-            return _plain_pool_project(x, conv.weight, conv.bias)
-        if _is_walkable(x, conv):
-            bias = conv.weight.new_zeros(len(conv.weight)) if conv.bias is None else conv.bias
-            how = _PoolProject.apply if learns(x, conv.weight, bias) else _pool_project
-            return how(x, conv.weight, bias)
+    if _is_pointwise(conv):
+        if _is_one_pass_faster(x, conv):
+            return _pool_project_at_once(x, conv.weight, conv.bias)
+        # products of matrices lose in other layouts and in half precision
+        if x.is_contiguous() and x.dtype in (torch.float32, torch.float64):
+            if is_fused(x) and conv.out_channels > 1:
+                return _plain_pool_project(x, conv.weight, conv.bias)
+            if _is_walkable(x, conv):
+                bias = conv.weight.new_zeros(len(conv.weight)) if conv.bias is None else conv.bias
+                how = _PoolProject.apply if learns(x, conv.weight, bias) else _pool_project
+                return how(x, conv.weight, bias)
     x, mean = pool_positions(x)
     x, y = project(conv, x)
     return x, mean, to_fast_layout(y, like=x)
